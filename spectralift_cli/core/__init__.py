@@ -1,0 +1,1 @@
+"""The toolkit itself: silent, importable, without a command line."""

@@ -1,0 +1,48 @@
+"""What this process may use: processors and memory, as affinity and control groups allow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_cpus() -> int:
+    """Return the number of processors this process may use (affinity and cgroup quota)."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinity
+        count = os.cpu_count() or 1
+    quota = _read_words("/sys/fs/cgroup/cpu.max")
+    if len(quota) == 2 and quota[0].isdecimal() and int(quota[1]) > 0:
+        count = min(count, max(1, int(quota[0]) // int(quota[1])))
+    return max(1, count)
+
+
+def available_memory_bytes() -> int:
+    """Return the memory that is free for this process, in bytes."""
+    free = 2 * 2**30
+    for line in _read_lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit = _read_words("/sys/fs/cgroup/memory.max")
+    used = _read_words("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdecimal() and used[0].isdecimal():
+        free = min(free, max(0, int(limit[0]) - int(used[0])))
+    return free
+
+
+def default_memory_bytes() -> int:
+    """Return the memory that one stage takes unless told otherwise: half of what is free."""
+    return available_memory_bytes() // 2
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _read_words(path: str) -> list[str]:
+    lines = _read_lines(path)
+    return lines[0].split() if lines else []
