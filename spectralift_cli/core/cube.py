@@ -115,7 +115,7 @@ class CubeMeta:
         value = getattr(self, name)
         if value is None:
             return
-        array = np.array(value, dtype=dtype).ravel()
+        array: Any = np.array(value, dtype=dtype).ravel()
         self._check_length(name, array.size)
         if dtype is np.float64 and not (np.isfinite(array).all() and (array >= 0).all()):
             raise DataError(f"{name} holds values that are negative or not finite")
