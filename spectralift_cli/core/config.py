@@ -1,0 +1,258 @@
+"""Every option and its default, once: frozen dataclasses that commands, configs and files share.
+
+Each field carries an `Option` with its help, unit and bounds. The command line makes its options
+from them, `run` validates config files against them, and checkpoints and scenes carry them. This
+module imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.operators import PSFS
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a user is told of one field.
+
+    Args:
+        help: one line; unit, bounds and default are added to it from here.
+        unit: of the value, or "".
+        low: smallest value, or None.
+        high: largest value, or None.
+        choices: the values it may take, for a text or an integer, or ().
+        allow_inf: whether positive infinity is meaningful (an SNR without noise).
+    """
+
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str | int, ...] = ()
+    allow_inf: bool = False
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(text, **more)})
+
+
+# `paper` and `published` mean the same wherever either is a value
+SYNONYMS = {"paper": "published", "published": "paper"}
+
+PROTOCOLS = ("physical", "published")
+PRESETS = ("paper",)
+SCHEDULES = ("one_cycle", "cosine_restart", "flat")
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """How a cube is degraded into an LR-HSI and an HR-MSI (reference: HyperBench 0.1.0)."""
+
+    protocol: str = _option(
+        "physical",
+        "physical: reflected borders, exact block means, true wavelengths; published: HyperBench's",
+        choices=PROTOCOLS,
+    )
+    psf_type: str = _option("gaussian", "shape of the point spread function", choices=tuple(PSFS))
+    sigma: float = _option(3.4, "width of the PSF", unit="HR pixels", low=1e-3, high=1e3)
+    kernel_size: int = _option(
+        7, "half width n of the PSF kernel, which is 2n+1 wide", unit="HR pixels", low=0, high=512
+    )
+    downsample_ratio: int = _option(4, "HR pixels to one LR pixel along a side", low=1, high=1024)
+    snr_spatial: float = _option(
+        35.0, "SNR of the LR-HSI, inf for none", unit="dB", low=-50, high=300, allow_inf=True
+    )
+    snr_spectral: float = _option(
+        40.0, "SNR of the HR-MSI, inf for none", unit="dB", low=-50, high=300, allow_inf=True
+    )
+    num_msi_bands: int = _option(
+        4,
+        "bands of the MSI: 1 pan, 3 and 4 IKONOS, 8 WorldView-2, 16 WorldView-3",
+        choices=(1, 3, 4, 8, 16),
+    )
+    fwhm_factor: float = _option(
+        4.2, "an SRF's Gaussian std is (high edge - low edge) / factor", low=1e-3, high=1e3
+    )
+    seed: int = _option(42, "seed of the noise", low=0, high=2**32 - 1)
+    boundary: str | None = _option(
+        None, "borders of the blur (by protocol: reflect, zero)", choices=("reflect", "zero")
+    )
+    srf_wavelengths: str | None = _option(
+        None,
+        "wavelengths the SRF is laid over (by protocol: true, invented)",
+        choices=("true", "invented"),
+    )
+    drop_uncovered_bands: bool = _option(
+        False, "drop MSI bands that the cube's wavelengths cover less than half"
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", canonical(self.protocol, PROTOCOLS))
+        check(self)
+
+    @property
+    def resolved_boundary(self) -> str:
+        """The boundary that applies: the one given, else the protocol's."""
+        return self.boundary or ("zero" if self.protocol == "published" else "reflect")
+
+    @property
+    def resolved_srf_wavelengths(self) -> str:
+        """Which wavelengths the SRF is laid over: those given, else the protocol's."""
+        return self.srf_wavelengths or ("invented" if self.protocol == "published" else "true")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the spectral inverter is fitted. The defaults are preset `paper` as published."""
+
+    preset: str = _option(
+        "paper", "paper: the published network and training (also called published)",
+        choices=PRESETS,
+    )  # fmt: skip
+    lr_schedule: str = _option("one_cycle", "learning rate schedule", choices=SCHEDULES)
+    init_lr: float = _option(1e-3, "learning rate at the start", low=0, high=10)
+    max_lr: float = _option(1e-2, "largest learning rate", low=0, high=10)
+    final_lr: float = _option(1e-6, "learning rate at the end of one_cycle", low=0, high=10)
+    min_lr: float = _option(1e-6, "lowest learning rate of cosine_restart", low=0, high=10)
+    num_restarts: int = _option(2, "periods of cosine_restart", low=1, high=100_000)
+    epochs: int = _option(2500, "passes over the LR pixels", low=1, high=10_000_000)
+    hidden_size: int = _option(64, "width of the hidden layers", low=1, high=8192)
+    training_batch_size: int | None = _option(
+        None, "LR pixels a step (default: all of them)", low=1, high=2**31 - 1
+    )
+    seed: int = _option(42, "seed of the weights and the order of pixels", low=0, high=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preset", canonical(self.preset, PRESETS))
+        check(self)
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """What determines the values of a sharp cube, besides the model and the image."""
+
+    clip: str = _option(
+        "auto", "auto, none, or LO,HI in units; auto: [0, 1] where the data are already scaled, "
+        "else the output type's range",
+    )  # fmt: skip
+    precision: str = _option("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.clip_range  # noqa: B018  # raises for a text that is no range
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """The explicit range of `clip` in units, or None for auto and none."""
+        if self.clip in ("auto", "none"):
+            return None
+        try:
+            low, high = (float(word) for word in self.clip.split(","))
+        except ValueError:
+            low = high = math.nan
+        if not low < high:
+            raise DataError(
+                f"clip {self.clip!r} is neither auto, none nor a range", "give LO,HI with LO < HI"
+            )
+        return low, high
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Which conventions the scores follow."""
+
+    mode: str = _option(
+        "standard",
+        "standard: float, stated data range; published: sewar 0.4.6's formulas",
+        choices=("standard", "published"),
+    )
+    ratio: float | None = _option(
+        None, "LR to HR pixel size in ERGAS (default: the scene's, else 4)", low=1e-3, high=1e6
+    )
+    data_range: float | None = _option(
+        None, "peak-to-peak range for PSNR and SSIM, in units (default: 1 for data in [0, 1], "
+        "else the reference's own)", low=1e-30, high=1e30,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", canonical(self.mode, ("standard", "published")))
+        check(self)
+
+
+def canonical(value: str, choices: tuple[str, ...]) -> str:
+    """Return `value`, or its synonym where only that one is a choice."""
+    return SYNONYMS[value] if value not in choices and SYNONYMS.get(value) in choices else value
+
+
+def options_of(config: type[Any]) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """Return the fields of a config class with their options, by name."""
+    return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(config)}
+
+
+def check(config: Any) -> None:
+    """Check every field of a config against its bounds and choices.
+
+    Raises:
+        DataError: a value is outside, with the value and the bounds.
+    """
+    for name, (_, option) in options_of(type(config)).items():
+        value = getattr(config, name)
+        label = name.replace("_", "-")
+        if value is None:
+            continue
+        if option.choices and value not in option.choices:
+            raise DataError(
+                f"{label} is {value!r}, which is not a choice",
+                f"choose from {', '.join(map(str, option.choices))}",
+            )
+        if option.low is None or option.high is None:
+            continue
+        if option.allow_inf and value == math.inf:
+            continue
+        if not option.low <= value <= option.high:  # also catches NaN
+            raise DataError(
+                f"{label} is {value}, outside {option.low:g} to {option.high:g} {option.unit}".rstrip(),
+                "choose a finite value within the bounds",
+            )
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return a config as a JSON object; infinity becomes the text "inf"."""
+    return {
+        key: "inf" if isinstance(value, float) and math.isinf(value) else value
+        for key, value in dataclasses.asdict(config).items()
+    }
+
+
+def from_json(config: type[_T], fields: Mapping[str, Any], source: object) -> _T:
+    """Return the config that `to_json` wrote, checked by type, bound and name.
+
+    Raises:
+        DataError: an unknown key (with its nearest neighbour) or a value of the wrong type.
+    """
+    import difflib
+
+    from pydantic import TypeAdapter, ValidationError
+
+    known = options_of(config)
+    for key in fields:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+            raise DataError(f"{source}: unknown key {key!r}", hint)
+    try:
+        return TypeAdapter(config).validate_python(dict(fields))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{source}: {where} is {first['input']!r}: {first['msg']}", "mend the value"
+        ) from error
