@@ -207,6 +207,63 @@ def meta_from_json(
         ) from error
 
 
+def sides_of(meta: CubeMeta, variable: str) -> tuple[dict[str, AnyArray], str]:
+    """Return what is stored beside a named array: arrays by name, and JSON text for the rest.
+
+    The JSON names the array and its shape, so that a reader can tell what it describes.
+    """
+    fields = meta_to_json(meta)
+    sides: dict[str, AnyArray] = {}
+    for name, dtype in (("wavelengths_nm", "<f8"), ("fwhm_nm", "<f8"), ("bad_bands", "?")):
+        if name in fields:
+            sides[name] = np.asarray(fields.pop(name), dtype)
+    return sides, dump_json({**fields, "variable": variable, "shape": list(meta.shape)})
+
+
+def meta_from_sides(
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    variable: str,
+    fields: Mapping[str, Any],
+    sides: Mapping[str, AnyArray],
+    source: object,
+) -> CubeMeta:
+    """Return the metadata that `sides_of` made.
+
+    Args:
+        shape: of the cube, (rows, cols, bands).
+        dtype: of its values.
+        variable: the array that was chosen; JSON that names another one is passed over.
+        fields: the JSON object, {} if there is none.
+        sides: `wavelengths_nm`, `fwhm_nm`, `bad_bands`, as far as the file has them.
+        source: for messages.
+
+    Raises:
+        DataError: a field has the wrong type.
+    """
+    if fields.get("variable", variable) != variable:
+        fields = {}
+    if fields.get("shape", list(shape)) != list(shape):
+        warnings.warn(
+            f"{source}: its metadata describe a cube of shape {fields['shape']}, "
+            f"not {list(shape)}; they are ignored",
+            SpectraliftWarning,
+            stacklevel=2,
+        )
+        fields = {}
+    fitting = {}
+    for name, values in sides.items():
+        if values.size == shape[2]:
+            fitting[name] = values
+        else:
+            warnings.warn(
+                f"{source}: {name} has {values.size} values for {shape[2]} bands; it is ignored",
+                SpectraliftWarning,
+                stacklevel=2,
+            )
+    return meta_from_json(shape, dtype, {**fields, **fitting}, source)
+
+
 def dump_json(fields: Mapping[str, Any]) -> str:
     """Return canonical JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -260,7 +317,9 @@ def choose_variable(
     found = [n for n, s in candidates.items() if len(s) == 3]
     flat_is_fine = request.allow_2d or request.axis_order == "yx"
     if request.axis_order == "yx" or (flat_is_fine and not found):
-        found = [n for n, s in candidates.items() if len(s) == 2 and min(s) > 1]
+        flat_ones = [n for n, s in candidates.items() if len(s) == 2]
+        # scalars and vectors are 2-D in a .mat too; one of them is meant only if nothing else is
+        found = [n for n in flat_ones if min(candidates[n]) > 1] or flat_ones
     if len(found) == 1:
         return found[0]
     if found:
@@ -276,3 +335,36 @@ def choose_variable(
     raise DataError(
         f"{path}: holds no 3-D numeric array" + (f" (it has {listing})" if listing else ""), hint
     )
+
+
+def choose_or_explain(
+    candidates: Mapping[str, tuple[int, ...]],
+    refused: Mapping[str, DataError],
+    request: OpenRequest,
+    path: Path,
+) -> str:
+    """Choose as `choose_variable` does; where it finds no cube, say what was passed over and why.
+
+    Args:
+        candidates: name -> stored shape of every numeric array in the file.
+        refused: name -> why it cannot be the cube, for everything else in the file.
+        request: its `var`, `axis_order` and `allow_2d`.
+        path: for messages.
+
+    Raises:
+        DataError: as `choose_variable`, or the reason why the array meant cannot be used.
+    """
+    meant = CUBE_NAMES if request.var is None else (request.var,)
+    for name in meant:
+        if name in refused:
+            raise refused[name]
+    try:
+        return choose_variable(candidates, request, path)
+    except DataError:
+        if request.var is not None or any(len(shape) == 3 for shape in candidates.values()):
+            raise
+        if not refused:
+            raise
+        first, *others = refused.values()
+        more = f" (and {len(others)} more that cannot be used)" if others else ""
+        raise DataError(first.message + more, first.hint) from None
