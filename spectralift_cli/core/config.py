@@ -30,6 +30,7 @@ class Option:
         high: largest value, or None.
         choices: the values it may take, for a text or an integer, or ().
         allow_inf: whether positive infinity is meaningful (an SNR without noise).
+        panel: heading it stands under in help, or "".
     """
 
     help: str
@@ -38,6 +39,7 @@ class Option:
     high: float | None = None
     choices: tuple[str | int, ...] = ()
     allow_inf: bool = False
+    panel: str = ""
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:

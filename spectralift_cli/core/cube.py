@@ -130,7 +130,10 @@ class CubeMeta:
             if (array == array[0]).all():
                 array = array[0]
         if not np.isfinite(array).all() or (name == "scale" and (array == 0).any()):
-            raise DataError(f"the cube's {name} is zero or not finite: {array}")
+            raise DataError(
+                f"the cube's {name} is zero or not finite: {array}",
+                "mend the metadata, or give another number",
+            )
         if array.ndim:
             array.setflags(write=False)
         object.__setattr__(self, name, array if array.ndim else float(array))
@@ -271,6 +274,11 @@ class CubeReader(ABC):
         self.layout: dict[str, Any] = dict(layout or {})
         self.block_rows = max(1, min(meta.rows, BLOCK_BYTES // max(1, meta.row_bytes)))
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files or folder that hold the cube, `path` first."""
+        return (self.path,)
+
     @abstractmethod
     def _read(self, start: int, stop: int) -> AnyArray:
         """Return the stored values of rows start..stop, (stop - start, cols, bands)."""
@@ -288,7 +296,13 @@ class CubeReader(ABC):
         start, stop, step = rows.indices(self.meta.rows)
         if step != 1:
             raise ValueError(f"rows are read with step 1, not {step}")
-        block = self._read(start, max(start, stop))
+        try:
+            block = self._read(start, max(start, stop))
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: rows {start} to {stop} cannot be read ({error.strerror or error})",
+                "the disk or the connection to it fails",
+            ) from error
         if block.dtype != self.meta.dtype:
             block = block.astype(self.meta.dtype)
         return block
@@ -422,6 +436,22 @@ class CubeWriter(ABC):
         self.abort()
 
 
+def check_window(meta: CubeMeta, row: int, col: int, height: int, width: int) -> CubeMeta:
+    """Return the metadata of a window inside a cube.
+
+    Raises:
+        DataError: the window is empty or leaves the cube.
+    """
+    inside = row + height <= meta.rows and col + width <= meta.cols
+    if min(row, col) < 0 or min(height, width) < 1 or not inside:
+        raise DataError(
+            f"the window {row},{col},{height},{width} leaves the cube of "
+            f"{meta.rows} x {meta.cols} pixels",
+            "give ROW,COL,HEIGHT,WIDTH with ROW and COL counted from 0 inside the cube",
+        )
+    return meta.window(row, col, height, width)
+
+
 class SelectedReader(CubeReader):
     """A reader's rectangle of pixels and choice of bands, itself a reader.
 
@@ -442,13 +472,7 @@ class SelectedReader(CubeReader):
     ) -> None:
         meta = source.meta
         row, col, height, width = window or (0, 0, meta.rows, meta.cols)
-        fits = min(row, col) >= 0 and min(height, width) >= 1
-        if not fits or row + height > meta.rows or col + width > meta.cols:
-            raise DataError(
-                f"the window {row},{col},{height},{width} leaves the cube of "
-                f"{meta.rows} x {meta.cols} pixels",
-                "give ROW,COL,HEIGHT,WIDTH with 0-based ROW and COL inside the cube",
-            )
+        meta = check_window(meta, row, col, height, width)
         if bands is not None:
             outside = [b + 1 for b in bands if not 0 <= b < meta.bands]
             if outside or not bands:
@@ -458,7 +482,7 @@ class SelectedReader(CubeReader):
                     f"bands count from 1 to {meta.bands}",
                 )
             meta = meta.select_bands(bands)
-        super().__init__(source.path, meta.window(row, col, height, width), source.layout)
+        super().__init__(source.path, meta, source.layout)
         self.format_name = source.format_name
         self.streams = source.streams
         self.block_rows = source.block_rows

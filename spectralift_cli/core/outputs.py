@@ -67,7 +67,7 @@ class Staging:
         self.folder = self._make_folder()
 
     def _check_existing(self) -> None:
-        for member in self.members:
+        for member in reversed(self.members):  # the one the user named comes first
             if not os.path.lexists(member):
                 continue
             if not self._overwrite:
@@ -83,9 +83,6 @@ class Staging:
             folder = self.key.parent / f".{self.key.name}.{secrets.token_hex(4)}.part"
             try:
                 folder.mkdir()
-                fd = os.open(folder, os.O_RDONLY)
-            except FileNotFoundError:
-                continue  # a clean-up of another run came between
             except FileExistsError:
                 continue
             except OSError as error:
@@ -93,6 +90,10 @@ class Staging:
                     f"{self.key}: cannot write there ({error.strerror})",
                     "choose a folder that you may write to, on a disk with room",
                 ) from error
+            try:
+                fd = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # a clean-up of another run came between
             fcntl.flock(fd, fcntl.LOCK_EX)
             if _same_folder(fd, folder):
                 self._lock_fd = fd
@@ -138,6 +139,8 @@ class Staging:
                 old = member.parent / f".{member.name}.old-{secrets.token_hex(4)}"
                 member.rename(old)
                 retired.append(old)
+            elif self.path(member).is_dir() and os.path.lexists(member):
+                member.unlink()  # a folder cannot be renamed onto a file
             self.path(member).rename(member)
         for old in retired:
             shutil.rmtree(old, ignore_errors=True)

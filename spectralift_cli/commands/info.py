@@ -1,0 +1,151 @@
+"""`spectralift info`: describe cubes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectralift_cli.commands import options
+from spectralift_cli.commands.console import Console, Result, command, table
+from spectralift_cli.core.formats import ALL_FIELDS, FORMATS
+
+
+@command
+def info(
+    console: Console,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH...", help="Cubes to describe.")
+    ] = None,
+    show_formats: Annotated[
+        bool, typer.Option("--formats", help="List the formats and their creation options.")
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats/--no-stats", help="Read the values for their statistics.")
+    ] = True,
+    var: options.Var = None,
+    axis_order: options.AxisOrder = None,
+    wavelengths: options.Wavelengths = None,
+    memory: options.Memory = None,
+) -> Result:
+    """Describe cubes: shape, type, wavelengths, nodata, georeference and statistics."""
+    if show_formats:
+        return Result(data={"formats": [_format_row(f) for f in FORMATS]}, table=_formats_table())
+    if not paths:
+        raise typer.BadParameter("name at least one cube, or say --formats")
+    memory_bytes = options.parse_size(memory)
+
+    from spectralift_cli.core.describe import describe, statistics
+    from spectralift_cli.core.formats import open_cube
+
+    items = []
+    for path in paths:
+        reader = open_cube(
+            path, var=var, axis_order=axis_order, wavelengths=wavelengths, allow_2d=True,
+            memory_bytes=memory_bytes,
+        )  # fmt: skip
+        with reader, console.progress(f"info {path.name}") as progress:
+            items.append(describe(reader, statistics(reader, progress) if stats else None))
+    return Result(data={"items": items}, table="\n\n".join(map(_describe, items)))
+
+
+def _describe(item: Mapping[str, Any]) -> str:
+    rows = [
+        ("path", item["path"]),
+        ("format", _format_line(item)),
+        ("shape", f"{item['rows']} rows x {item['cols']} cols x {item['bands']} bands"),
+        ("type", f"{item['dtype']}, {item['size_bytes'] / 1e6:,.1f} MB"),
+        ("wavelengths", _wavelength_line(item)),
+        ("FWHM", _range(item["fwhm_nm"], "nm")),
+        ("bad bands", _bad_line(item["bad_bands"])),
+        ("nodata", "none" if item["nodata"] is None else f"{item['nodata']:g}"),
+        ("scale", f"{_scalar(item['scale'])}, offset {_scalar(item['offset'])}"),
+        ("CRS", item["crs"] or "none"),
+        ("transform", _transform_line(item["transform"])),
+    ]
+    if item["bounds"]:
+        rows.append(("bounds", " ".join(f"{v:.10g}" for v in item["bounds"]) + "  (W S E N)"))
+    if "statistics" in item:
+        rows += _statistics_rows(item["statistics"], item)
+    steps = (item["provenance"] or {}).get("steps")
+    if isinstance(steps, list):
+        made = [str(s.get("command", "?")) for s in steps if isinstance(s, dict)]
+        rows.append(("made by", " -> ".join(made)))
+    return table(rows)
+
+
+def _format_line(item: Mapping[str, Any]) -> str:
+    layout = ", ".join(f"{k} {v}" for k, v in item["layout"].items() if v not in (None, "", []))
+    return f"{item['format']}, {layout}" if layout else str(item["format"])
+
+
+def _wavelength_line(item: Mapping[str, Any]) -> str:
+    line = _range(item["wavelengths_nm"], "nm")
+    back = item["wavelengths_step_back_at_bands"]
+    return f"{line}; step back at band {', '.join(map(str, back))}" if back else line
+
+
+def _range(values: list[float] | None, unit: str) -> str:
+    return "none" if values is None else f"{min(values):g} to {max(values):g} {unit}"
+
+
+def _scalar(value: float | list[float]) -> str:
+    return _range(value, "by band") if isinstance(value, list) else f"{value:g}"
+
+
+def _bad_line(bands: list[int] | None) -> str:
+    if bands is None:
+        return "not flagged"
+    return f"{len(bands)}: {', '.join(map(str, bands))}" if bands else "none"
+
+
+def _transform_line(transform: list[float] | None) -> str:
+    if transform is None:
+        return "none"
+    a, b, c, d, e, f = transform
+    turned = "" if not b and not d else f", rotated ({b:g}, {d:g})"
+    return f"pixel {a:g} x {e:g}, origin {c:.10g} {f:.10g}{turned}"
+
+
+def _statistics_rows(stats: Mapping[str, Any], item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    holes = f"{100 * stats['nodata_share']:.3g} % of values, {stats['nodata_pixels']} whole pixels"
+    if stats["empty_bands"]:
+        holes += f", nothing in bands {', '.join(map(str, stats['empty_bands']))}"
+    rows = [("holes", holes)]
+    if stats["min"] is None:
+        return [*rows, ("values", "none is valid")]
+    rows.append(("values", f"{stats['min']:g} to {stats['max']:g} (stored)"))
+    low, middle, high = stats["percentiles"].values()
+    about = "" if stats["percentiles_exact"] else ", of a sample"
+    rows.append(("percentiles", f"1 %: {low:g}, 50 %: {middle:g}, 99 %: {high:g} (stored{about})"))
+    scale, offset = item["scale"], item["offset"]
+    if isinstance(scale, float) and isinstance(offset, float) and (scale, offset) != (1.0, 0.0):
+        ends = sorted((stats["min"] * scale + offset, stats["max"] * scale + offset))
+        rows.append(("in units", f"{ends[0]:g} to {ends[1]:g}"))
+    return rows
+
+
+def _format_row(row: Any) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "help": row.help,
+        "suffixes": list(row.suffixes),
+        "reads_rows": row.reads_rows,
+        "writes_rows": row.writes_rows,
+        "dtypes": list(row.dtypes),
+        "loses": sorted(ALL_FIELDS - row.holds),
+        "needs": row.extra or None,
+        "creation_options": {o.name: o.help for o in row.options},
+    }
+
+
+def _formats_table() -> str:
+    rows = [("format", "endings", "streams", "what it is")]
+    for row in FORMATS:
+        ways = [w for w, can in (("read", row.reads_rows), ("write", row.writes_rows)) if can]
+        needs = f" (needs the extra {row.extra})" if row.extra else ""
+        rows.append((row.name, " ".join(row.suffixes), ", ".join(ways) or "no", row.help + needs))
+    creation = [(f"--co {o.name}=", f.name, o.help) for f in FORMATS for o in f.options]
+    return table(rows, header=True) + "\n\n" + table(creation)
