@@ -1,0 +1,1 @@
+complete --command spectralift --no-files --arguments "(env _SPECTRALIFT_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) spectralift)" --condition "env _SPECTRALIFT_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) spectralift"
