@@ -21,7 +21,7 @@ _NM_PER_UNIT = {
     "mm": 1e6, "millimeters": 1e6, "m": 1e9, "meters": 1e9,
     "angstrom": 0.1, "angstroms": 0.1,
 }  # fmt: skip
-_NO_UNIT = {"", "unknown", "none", "undefined", "unitless", "index"}
+_NO_UNIT = {"", "unknown", "none", "undefined", "unitless"}
 _LIMIT_BYTES = 16 * 2**20
 
 
