@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# A real scene from nothing to a described cube: quickstart.sh [FOLDER] (default: demo)
+# The whole pipeline on a real scene: quickstart.sh [FOLDER] (default: demo)
 set -euo pipefail
 folder=${1:-demo}
 mkdir -p "$folder"
 
 cube=$(spectralift sample indian-pines --window 0,0,144,144 -o "$folder/ip.h5" --overwrite)
-envi=$(spectralift convert "$cube" "$folder/ip.hdr" --overwrite)
-tiff=$(spectralift convert "$envi" "$folder/ip.tif" --overwrite)
-spectralift info "$tiff"
+scene=$(spectralift synth "$cube" -o "$folder/scene" --downsample-ratio 4 --num-msi-bands 4 --overwrite)
+model=$(spectralift train "$scene" -o "$folder/model.safetensors" --history "$folder/history.csv" --overwrite)
+sharp=$(spectralift infer "$model" "$scene" -o "$folder/sr.tif" --overwrite)
+
+spectralift metrics "$scene" "$sharp" --per-band "$folder/per_band.csv" --overwrite
+printf '\nscene  %s\nmodel  %s\nsharp  %s\n' "$scene" "$model" "$sharp"

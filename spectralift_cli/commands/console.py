@@ -156,7 +156,10 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
             result = function(console, **arguments)
         _print(result, console, ctx.info_name or function.__name__)
         if result.failures:
-            raise CheckFailedError("; ".join(result.failures), "these bounds were asked for by --fail-under and --fail-over")
+            raise CheckFailedError(
+                "; ".join(result.failures),
+                "these bounds were asked for by --fail-under and --fail-over",
+            )
 
     own: list[inspect.Parameter] = []
     configs: dict[str, type] = {}

@@ -1,8 +1,8 @@
-"""`spectralift info`: describe cubes."""
+"""`spectralift info`: describe cubes, scenes, checkpoints and spectral responses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,8 @@ from spectralift_cli.core.formats import ALL_FIELDS, FORMATS
 def info(
     console: Console,
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH...", help="Cubes to describe.")
+        list[Path] | None,
+        typer.Argument(metavar="PATH...", help="Cubes, scenes, checkpoints or SRF tables."),
     ] = None,
     show_formats: Annotated[
         bool, typer.Option("--formats", help="List the formats and their creation options.")
@@ -30,28 +31,99 @@ def info(
     wavelengths: options.Wavelengths = None,
     memory: options.Memory = None,
 ) -> Result:
-    """Describe cubes: shape, type, wavelengths, nodata, georeference and statistics."""
+    """Describe cubes (shape, type, wavelengths, nodata, georeference, statistics) and other files.
+
+    Scenes, checkpoints (.safetensors) and SRF tables (.csv, .tsv, .txt) are described too.
+    """
     if show_formats:
         return Result(data={"formats": [_format_row(f) for f in FORMATS]}, table=_formats_table())
     if not paths:
         raise typer.BadParameter("name at least one cube, or say --formats")
     memory_bytes = options.parse_size(memory)
 
-    from spectralift_cli.core.describe import describe, statistics
+    from spectralift_cli.core import describe
     from spectralift_cli.core.formats import open_cube
+    from spectralift_cli.core.scene import is_scene
 
     items = []
     for path in paths:
-        reader = open_cube(
-            path, var=var, axis_order=axis_order, wavelengths=wavelengths, allow_2d=True,
-            memory_bytes=memory_bytes,
-        )  # fmt: skip
-        with reader, console.progress(f"info {path.name}") as progress:
-            items.append(describe(reader, statistics(reader, progress) if stats else None))
+        ending = path.suffix.lower()
+        if is_scene(path):
+            items.append(describe.describe_scene(path))
+        elif ending == ".safetensors":
+            items.append(describe.describe_checkpoint(path))
+        elif ending in (".csv", ".tsv", ".txt"):
+            from spectralift_cli.core.sensors.srf import describe_srf
+
+            items.append(describe_srf(path))
+        else:
+            reader = open_cube(
+                path, var=var, axis_order=axis_order, wavelengths=wavelengths, allow_2d=True,
+                memory_bytes=memory_bytes,
+            )  # fmt: skip
+            with reader, console.progress(f"info {path.name}") as progress:
+                found = describe.statistics(reader, progress) if stats else None
+                items.append(describe.describe(reader, found))
     return Result(data={"items": items}, table="\n\n".join(map(_describe, items)))
 
 
 def _describe(item: Mapping[str, Any]) -> str:
+    return table(_ROWS[item["kind"]](item))
+
+
+def _scene_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("path", item["path"]), ("kind", "scene")]
+    for role, found in item["roles"].items():
+        shape = "x".join(map(str, found.get("shape", [])))
+        words = [found["file"], shape, found.get("dtype", ""), found.get("crs") or ""]
+        rows.append((role, "  ".join(word for word in words if word)))
+    recipe = item["recipe"]
+    for key in ("ratio", "protocol", "psf_type", "sigma", "snr_spatial", "snr_spectral", "seed"):
+        if key in recipe:
+            rows.append((key.replace("_", " "), str(recipe[key])))
+    return [*rows, *_made_by(item)]
+
+
+def _checkpoint_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    used = f"{item['used_bands']} of {item['hsi_bands']} bands"
+    scores = (f"{k.replace('_', ' ')} {v:.6g}" for k, v in item["scores"].items())
+    rows = [
+        ("path", item["path"]),
+        ("kind", f"checkpoint, model {item['model']}, {item['parameters']:,} parameters"),
+        ("from", f"{len(item['msi_bands'])} MSI bands: {', '.join(item['msi_bands'])}"),
+        ("to", f"{used}, {_range(item['wavelengths_nm'], 'nm')}"),
+        ("SRF", item["srf_source"]),
+        ("scaling", f"{item['scaling']['lo']:g} to {item['scaling']['hi']:g} becomes 0 to 1"),
+        ("trained", ", ".join(f"{k} {v}" for k, v in item["train"].items() if v is not None)),
+        ("scores", ", ".join(scores)),
+    ]
+    return [*rows, *_made_by(item)]
+
+
+def _srf_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("path", item["path"]), ("kind", f"spectral response, {item['form']}")]
+    if item["form"] == "matrix":
+        rows.append(("shape", "x".join(map(str, item["shape"]))))
+    else:
+        count = item.get("samples", item.get("hsi_bands"))
+        rows.append(("rows", f"{count} {'samples' if item['form'] == 'curve' else 'HSI bands'}"))
+        rows.append(("MSI bands", f"{len(item['msi_bands'])}: {', '.join(item['msi_bands'])}"))
+    if item.get("wavelengths_nm"):
+        rows.append(("wavelengths", _range(item["wavelengths_nm"], "nm")))
+    if item["source"]:
+        rows.append(("source", item["source"]))
+    return rows
+
+
+def _made_by(item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    steps = (item["provenance"] or {}).get("steps")
+    if not isinstance(steps, list):
+        return []
+    made = [str(s.get("command", "?")) for s in steps if isinstance(s, dict)]
+    return [("made by", " -> ".join(made))]
+
+
+def _cube_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("path", item["path"]),
         ("format", _format_line(item)),
@@ -69,11 +141,7 @@ def _describe(item: Mapping[str, Any]) -> str:
         rows.append(("bounds", " ".join(f"{v:.10g}" for v in item["bounds"]) + "  (W S E N)"))
     if "statistics" in item:
         rows += _statistics_rows(item["statistics"], item)
-    steps = (item["provenance"] or {}).get("steps")
-    if isinstance(steps, list):
-        made = [str(s.get("command", "?")) for s in steps if isinstance(s, dict)]
-        rows.append(("made by", " -> ".join(made)))
-    return table(rows)
+    return [*rows, *_made_by(item)]
 
 
 def _format_line(item: Mapping[str, Any]) -> str:
@@ -125,6 +193,14 @@ def _statistics_rows(stats: Mapping[str, Any], item: Mapping[str, Any]) -> list[
         ends = sorted((stats["min"] * scale + offset, stats["max"] * scale + offset))
         rows.append(("in units", f"{ends[0]:g} to {ends[1]:g}"))
     return rows
+
+
+_ROWS: Mapping[str, Callable[[Mapping[str, Any]], list[tuple[str, str]]]] = {
+    "cube": _cube_rows,
+    "scene": _scene_rows,
+    "checkpoint": _checkpoint_rows,
+    "srf": _srf_rows,
+}
 
 
 def _format_row(row: Any) -> dict[str, Any]:

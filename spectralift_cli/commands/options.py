@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -107,6 +110,7 @@ DType = Annotated[
     ),
 ]  # fmt: skip
 
+_STDIN_BYTES = 16 * 2**20
 _SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE_UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -179,3 +183,15 @@ def only_scene(argument: Path | None, option: Path | None) -> Path | None:
     if argument is not None and option is not None:
         raise typer.BadParameter(f"the scene is given twice: {argument} and --scene {option}")
     return argument if argument is not None else option
+
+
+@contextlib.contextmanager
+def stdin_as_file(path: Path | None) -> Iterator[Path | None]:
+    """Yield a path as it is, or, where it is `-`, a temporary file with what comes from stdin."""
+    if path is None or str(path) != "-":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "stdin.csv"
+        file.write_bytes(sys.stdin.buffer.read(_STDIN_BYTES))
+        yield file

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.operators import PSFS
 
 _T = TypeVar("_T")
@@ -52,6 +52,12 @@ SYNONYMS = {"paper": "published", "published": "paper"}
 PROTOCOLS = ("physical", "published")
 PRESETS = ("paper",)
 SCHEDULES = ("one_cycle", "cosine_restart", "flat")
+# the learning rates that each schedule uses
+SCHEDULE_OPTIONS = {
+    "one_cycle": ("init_lr", "max_lr", "final_lr"),
+    "cosine_restart": ("max_lr", "min_lr", "num_restarts"),
+    "flat": ("init_lr",),
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,22 @@ class TrainConfig:
         object.__setattr__(self, "preset", canonical(self.preset, PRESETS))
         check(self)
 
+    @staticmethod
+    def check_given(given: Mapping[str, Any]) -> None:
+        """Refuse options that would change nothing.
+
+        Raises:
+            OptionError: a learning rate that the chosen schedule does not use.
+        """
+        schedule = given.get("lr_schedule", TrainConfig.lr_schedule)
+        rates = {name for names in SCHEDULE_OPTIONS.values() for name in names}
+        unused = sorted((rates & given.keys()) - set(SCHEDULE_OPTIONS[schedule]))
+        if unused:
+            raise OptionError(
+                f"--{unused[0].replace('_', '-')} does not apply to the schedule {schedule}",
+                f"it uses {', '.join(SCHEDULE_OPTIONS[schedule])}",
+            )
+
 
 @dataclass(frozen=True)
 class InferConfig:
@@ -187,6 +209,23 @@ class MetricsConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", canonical(self.mode, ("standard", "published")))
         check(self)
+
+    @staticmethod
+    def check_given(given: Mapping[str, Any]) -> None:
+        """Refuse options that would change nothing.
+
+        Raises:
+            OptionError: a ratio or data range in mode published, whose own are fixed.
+        """
+        unused = [name for name in ("ratio", "data_range") if name in given]
+        if (
+            canonical(given.get("mode", "standard"), ("standard", "published")) == "published"
+            and unused
+        ):
+            raise OptionError(
+                f"--{unused[0].replace('_', '-')} does not apply to mode published, which fixes it",
+                "leave it out, or use --mode standard",
+            )
 
 
 def canonical(value: str, choices: tuple[str, ...]) -> str:

@@ -1,13 +1,15 @@
-"""Describe a cube: what its metadata say, and statistics of its values by blocks of rows."""
+"""Describe cubes, scenes and checkpoints: what they say of themselves, and statistics of cubes."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spectralift_cli.core.config import to_json
 from spectralift_cli.core.cube import (
     AnyArray,
     CubeMeta,
@@ -19,6 +21,7 @@ from spectralift_cli.core.cube import (
     valid_mask,
 )
 from spectralift_cli.core.formats.spectral import steps_back
+from spectralift_cli.core.scene import CUBE_ROLES, open_scene
 
 PERCENTILES = (1.0, 50.0, 99.0)
 # percentiles of larger float or wide integer cubes are taken from this many values at most
@@ -176,6 +179,61 @@ def describe(reader: CubeReader, stats: Statistics | None) -> dict[str, Any]:
             "empty_bands": list(stats.empty_bands),
         }
     return described
+
+
+def describe_scene(path: Path) -> dict[str, Any]:
+    """Return a scene's description: its roles with their shapes, its recipe and provenance.
+
+    Raises:
+        DataError: it is no scene, or a file of it is missing or damaged.
+    """
+    scene = open_scene(path)
+    roles: dict[str, Any] = {}
+    for role, name in scene.roles.items():
+        roles[role] = {"file": name}
+        if role in CUBE_ROLES:
+            with scene.open(role) as reader:
+                roles[role] |= {
+                    "shape": list(reader.meta.shape),
+                    "dtype": reader.meta.dtype.name,
+                    "crs": crs_name(reader.meta.crs),
+                }
+    return {
+        "kind": "scene",
+        "path": str(path),
+        "roles": roles,
+        "recipe": dict(scene.recipe),
+        "provenance": None if scene.provenance is None else dict(scene.provenance),
+    }
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's description: model, training, bands, scaling, scores.
+
+    Raises:
+        DataError: no such file, or no checkpoint of ours.
+    """
+    from spectralift_cli.core.checkpoint import load_checkpoint
+
+    found = load_checkpoint(path)
+    model = found.empty_model()
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "model": found.model_name,
+        "model_config": dict(found.model_config),
+        "parameters": model.parameter_count,
+        "flops_per_pixel": model.flops_per_pixel,
+        "msi_bands": list(found.srf.band_names),
+        "srf_source": found.srf.source,
+        "hsi_bands": found.hsi.bands,
+        "used_bands": int(found.used_bands.sum()),
+        "wavelengths_nm": _listed(found.hsi.wavelengths_nm),
+        "scaling": {"lo": found.scaling.lo, "hi": found.scaling.hi},
+        "train": to_json(found.train_config),
+        "scores": dict(found.scores),
+        "provenance": None if found.provenance is None else dict(found.provenance),
+    }
 
 
 def bounds(meta: CubeMeta) -> list[float] | None:

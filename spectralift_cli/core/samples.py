@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -148,17 +149,6 @@ def _smooth_field(rng: np.random.Generator, rows: int, cols: int, waves: int) ->
     return (field - low) / (high - low) if high > low else np.full_like(field, 0.5)
 
 
-def make(name: str, size: tuple[int, int, int], *, seed: int, crs: str | None) -> Cube:
-    """Make the sample called `name`; size (rows, cols, bands), seed and crs are for `synthetic`.
-
-    Raises:
-        DataError: see `indian_pines` and `synthetic`; or the crs is not one.
-    """
-    if name == "indian-pines":
-        return indian_pines()
-    return synthetic(*size, seed=seed, crs=None if crs is None else _wkt(crs))
-
-
 def note(name: str) -> str:
     """Return what a user should know of a sample's data."""
     if name == "indian-pines":
@@ -166,25 +156,51 @@ def note(name: str) -> str:
     return "synthetic reflectance, stored as uint16 x 1e-4"
 
 
-def write(
-    cube: Cube,
+def write_sample(
     name: str,
-    path: Path,
-    window: tuple[int, int, int, int] | None,
+    path: str | Path,
     *,
+    window: tuple[int, int, int, int] | None = None,
+    size: tuple[int, int, int] = (96, 96, 60),
+    seed: int = 42,
+    crs: str | None = None,
     options: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, ...]:
-    """Write a sample, or a window (row, col, height, width) of it; return the files.
+    """Write a sample cube; return its files, the main one first.
+
+    Args:
+        name: one of `SAMPLES`.
+        path: where; the ending chooses the format.
+        window: (row, col, height, width) of it, or None for all.
+        size: (rows, cols, bands) of `synthetic`.
+        seed: of `synthetic`.
+        crs: of `synthetic`, like EPSG:32633; None for no georeference.
+        options: creation options of the format.
+        overwrite: replace an existing output.
 
     Raises:
-        DataError: the window leaves the cube, or the path cannot be written.
+        DataError: no such sample, the window leaves it, or the path cannot be written.
         OutputExistsError: the path exists and `overwrite` is false.
     """
-    row, col, height, width = window or (0, 0, cube.meta.rows, cube.meta.cols)
-    meta = check_window(cube.meta, row, col, height, width)
-    values = cube.values[row : row + height, col : col + width]
-    recipe = {"name": name, "window": window and list(window), "note": note(name)}
+    if name not in [sample.name for sample in SAMPLES]:
+        raise DataError(
+            f"no sample is called {name!r}",
+            f"there are {', '.join(sample.name for sample in SAMPLES)}",
+        )
+    if name == "indian-pines":
+        cube = indian_pines()
+        recipe: dict[str, Any] = {}
+    else:
+        cube = synthetic(*size, seed=seed, crs=None if crs is None else _wkt(crs))
+        recipe = {"size": list(size), "seed": seed, "crs": crs}
+    meta, values = cube.meta, cube.values
+    if window is not None:
+        row, col, height, width = window
+        meta = check_window(meta, row, col, height, width)
+        values = values[row : row + height, col : col + width]
+        recipe["window"] = list(window)
+    recipe |= {"name": name, "note": note(name)}
     meta = meta.replace(provenance=provenance("sample", recipe, {}))
     return write_cube(path, Cube(values, meta), options=options, overwrite=overwrite)
 

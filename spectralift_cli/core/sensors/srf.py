@@ -16,6 +16,7 @@ import io
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from spectralift_cli.core.sensors.response import (
 __all__ = [
     "Srf",
     "check_coverage",
+    "describe_srf",
     "documented_srf",
     "fold_curve",
     "invented_wavelengths",
@@ -176,6 +178,43 @@ def write_srf(
             cells.append(repr(float(wavelengths_nm[band])))
         writer.writerow([*cells, *(repr(float(weight)) for weight in weights)])
     write_text(Path(path), out.getvalue(), overwrite=overwrite)
+
+
+def describe_srf(path: str | Path) -> dict[str, Any]:
+    """Return what an SRF text file holds, without a cube to lay it over, as JSON-ready values.
+
+    Raises:
+        DataError: no such file, too large, or no table.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > LIMIT_BYTES:
+            raise DataError(
+                f"{path}: {size:,} bytes are too many for an SRF table, the limit is "
+                f"{LIMIT_BYTES:,}",
+                f"give {_FORMS}",
+            )
+        header, table, origin = _parse_table(path.read_bytes().decode("utf-8-sig"), str(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})", "check the file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not a text file", f"give {_FORMS}") from error
+    first = header[0].strip().lower() if header else ""
+    described: dict[str, Any] = {"kind": "srf", "path": str(path), "source": origin or None}
+    found = _WAVELENGTH.match(first)
+    if found is not None:
+        curve_nm = to_nm(table[:, 0], found["unit"], str(path))
+        described |= {"form": "curve", "samples": len(table), "msi_bands": list(header[1:])}
+        described["wavelengths_nm"] = (
+            None if curve_nm is None else [float(curve_nm.min()), float(curve_nm.max())]
+        )
+    elif first == "hsi_band":
+        names = [n for n in header[1:] if n.strip().lower() != "wavelength_nm"]
+        described |= {"form": "weights", "hsi_bands": len(table), "msi_bands": names}
+    else:
+        described |= {"form": "matrix", "shape": list(table.shape)}
+    return described
 
 
 def _parse_table(text: str, source: str) -> tuple[tuple[str, ...], FloatArray, str]:

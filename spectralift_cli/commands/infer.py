@@ -1,0 +1,103 @@
+"""`spectralift infer`: make the sharp hyperspectral cube."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectralift_cli.commands import options
+from spectralift_cli.commands.console import Console, Result, command, table
+from spectralift_cli.core.config import InferConfig
+
+
+@command
+def infer(
+    console: Console,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint made by train.")],
+    image: Annotated[
+        Path, typer.Argument(metavar="HR_MSI", help="Sharp multispectral image, or a scene.")
+    ],
+    output: options.OutputCube,
+    config: InferConfig,
+    dtype: options.DType = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=options.WRITING,
+            show_default="the LR-HSI's",
+            help="Stored value to unit of an integer output, for example 0.0001.",
+        ),
+    ] = None,
+    offset: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=options.WRITING,
+            show_default="the LR-HSI's",
+            help="Added after the scale, for an integer output.",
+        ),
+    ] = None,
+    nodata: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=options.WRITING,
+            show_default="the LR-HSI's",
+            help="Mark of holes in an integer output; floats have NaN.",
+        ),
+    ] = None,
+    inference_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            show_default="cache-sized",
+            help="Pixels at a time; changes memory and speed, not the result.",
+        ),
+    ] = None,
+    var: options.Var = None,
+    axis_order: options.AxisOrder = None,
+    memory: options.Memory = None,
+    co: options.CreationOptions = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+) -> Result:
+    """Make the sharp hyperspectral cube: the LR-HSI's bands and units on the HR-MSI's grid."""
+    options.check_output_name(output)
+    memory_bytes = options.parse_size(memory)
+    creation = options.parse_creation_options(co)
+
+    from spectralift_cli.core import stages
+
+    reading = stages.Reading(var, axis_order, None, memory_bytes)
+    stored = stages.Storage(dtype, scale, offset, nodata, creation)
+    if dry_run:
+        plan = stages.plan_infer(
+            model, image, stored=stored, batch_size=inference_batch_size, reading=reading,
+            execution=stages.Execution(device, threads),
+        )  # fmt: skip
+        shape = "x".join(map(str, plan.meta.shape))
+        rows = [
+            (str(output), f"{shape} {plan.meta.dtype.name}, {plan.meta.nbytes / 1e6:,.1f} MB"),
+            ("device", plan.device),
+            ("at a time", f"{plan.batch_size:,} pixels on {plan.workers} threads"),
+            ("memory", f"{plan.memory_bytes / 1e6:,.0f} MB besides PyTorch itself"),
+        ]
+        data = {
+            "shape": list(plan.meta.shape), "dtype": plan.meta.dtype.name,
+            "size_bytes": plan.meta.nbytes, "batch_size": plan.batch_size,
+            "workers": plan.workers, "memory_bytes": plan.memory_bytes, "device": plan.device,
+        }  # fmt: skip
+        return Result(data={"plan": data}, table=table(rows))
+    with console.progress(f"infer {image.name}") as progress:
+        result = stages.infer(
+            model, image, output, config, stored=stored, batch_size=inference_batch_size,
+            reading=reading, execution=stages.Execution(device, threads, progress),
+            overwrite=overwrite,
+        )  # fmt: skip
+    counts = ("pixels", "holes", "clipped", "saturated", "moved")
+    return Result(
+        outputs=result.files, data={"counts": {name: getattr(result, name) for name in counts}}
+    )

@@ -1,0 +1,125 @@
+"""`spectralift train`: fit the spectral inverter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectralift_cli.commands import options
+from spectralift_cli.commands.console import Console, Result, command
+from spectralift_cli.core.config import SynthConfig, TrainConfig
+from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
+
+_INPUTS = "Loose files"
+_COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
+
+
+@command
+def train(
+    console: Console,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="MODEL", help="Checkpoint to write (.safetensors)."),
+    ],
+    config: TrainConfig,
+    scene: Annotated[
+        Path | None, typer.Argument(metavar="SCENE", help="Scene to train on.")
+    ] = None,
+    scene_option: options.SceneOption = None,
+    lr_hsi: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Blurry hyperspectral image."),
+    ] = None,
+    hr_msi: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_INPUTS,
+            help="Sharp multispectral image; its bands are checked against the response.",
+        ),
+    ] = None,
+    srf_file: options.SrfFile = None,
+    num_msi_bands: Annotated[
+        int | None,
+        typer.Option(
+            "--num-msi-bands",
+            "--num-bands-msi-non-synthetic",
+            rich_help_panel=_INPUTS,
+            show_default=False,
+            help=f"Use the documented sensor with that many bands ({_COUNTS}).",
+        ),
+    ] = None,
+    fwhm_factor: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-3,
+            max=1e3,
+            rich_help_panel=_INPUTS,
+            show_default=f"{SynthConfig.fwhm_factor:g}",
+            help="A documented band's Gaussian std is (high edge - low edge) / factor.",
+        ),
+    ] = None,
+    drop_uncovered_bands: Annotated[
+        bool,
+        typer.Option(
+            "--drop-uncovered-bands",
+            rich_help_panel=_INPUTS,
+            help="Drop MSI bands that the cube's wavelengths cover less than half.",
+        ),
+    ] = False,
+    var: options.Var = None,
+    axis_order: options.AxisOrder = None,
+    wavelengths: options.Wavelengths = None,
+    memory: options.Memory = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Also write epoch, learning rate and loss."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a killed training from MODEL.state.")
+    ] = False,
+    save_every: Annotated[
+        float, typer.Option(min=0.1, max=1e6, help="Seconds between savings of MODEL.state.")
+    ] = 30.0,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+) -> Result:
+    """Fit the network that turns an MSI spectrum into a hyperspectral one.
+
+    Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --srf-file, or
+    --num-msi-bands for a documented sensor.
+    """
+    memory_bytes = options.parse_size(memory)
+
+    from spectralift_cli.core import stages
+    from spectralift_cli.core.pairs import ResponseChoice
+
+    with options.stdin_as_file(srf_file) as srf_path:
+        response = ResponseChoice(
+            srf_file=srf_path, num_msi_bands=num_msi_bands,
+            fwhm_factor=SynthConfig.fwhm_factor if fwhm_factor is None else fwhm_factor,
+            drop_uncovered_bands=drop_uncovered_bands,
+        )  # fmt: skip
+        inputs = stages.TrainInputs(
+            scene=options.only_scene(scene, scene_option), lr_hsi=lr_hsi, hr_msi=hr_msi,
+            response=response, reading=stages.Reading(var, axis_order, wavelengths, memory_bytes),
+        )  # fmt: skip
+        if dry_run:
+            plan = stages.plan_train(inputs, config)
+            return Result(data={"plan": plan.__dict__}, table=str(plan))
+        with console.progress("train") as progress:
+            trained = stages.train(
+                inputs, output, config, history_file=history,
+                execution=stages.Execution(device, threads, progress),
+                announce=lambda plan: console.say(str(plan)),
+                resume=resume, save_every_s=save_every, overwrite=overwrite,
+            )  # fmt: skip
+        outputs = [output] if history is None else [output, history]
+        return Result(
+            outputs=outputs,
+            data={"plan": trained.plan.__dict__, "scores": dict(trained.checkpoint.scores)},
+        )

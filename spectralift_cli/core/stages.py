@@ -1,0 +1,401 @@
+"""The stages as functions on files: what the commands, `run` and Python users call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spectralift_cli.core import pairs
+from spectralift_cli.core.checkpoint import load_checkpoint, save_checkpoint
+from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
+from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.devices import resolve_device
+from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
+from spectralift_cli.core.fitstate import discard_state
+from spectralift_cli.core.formats import open_cube
+from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.identity import identity
+from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
+from spectralift_cli.core.inference import infer as infer_cube
+from spectralift_cli.core.metrics.evaluate import Scores, per_band_csv
+from spectralift_cli.core.metrics.evaluate import evaluate as evaluate_cubes
+from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.outputs import write_text
+from spectralift_cli.core.pairs import ResponseChoice
+from spectralift_cli.core.scene import Scene, open_scene
+from spectralift_cli.core.sensors.response import Srf, check_coverage
+from spectralift_cli.core.sensors.srf import read_srf
+from spectralift_cli.core.synthesis import SynthPlan, plan_synthesis, synthesize
+from spectralift_cli.core.training import Trained, TrainingPlan, load_pairs, plan_training
+from spectralift_cli.core.training import train as train_model
+
+AnyPath = str | Path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a cube that does not say everything itself; see `open_cube`."""
+
+    var: str | None = None
+    axis_order: str | None = None
+    wavelengths: Path | None = None
+    memory_bytes: int | None = None
+
+    def open(self, path: AnyPath, *, allow_2d: bool = False) -> CubeReader:
+        """Open a cube."""
+        return open_cube(
+            path, var=self.var, axis_order=self.axis_order, wavelengths=self.wavelengths,
+            memory_bytes=self.memory_bytes, allow_2d=allow_2d,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to compute: changes time and memory, never the result.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        threads: at most; None for all this process may use.
+        progress: called with (done, total).
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    progress: Progress = field(default=no_progress)
+
+
+def synth(
+    cube: AnyPath,
+    output: AnyPath,
+    config: SynthConfig | None = None,
+    *,
+    psf_file: AnyPath | None = None,
+    srf_file: AnyPath | None = None,
+    cube_format: str = "h5",
+    reading: Reading = Reading(),
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Scene:
+    """Degrade a cube into a scene: LR-HSI, HR-MSI, SRF, PSF and ground truth.
+
+    Args:
+        cube: the sharp hyperspectral cube.
+        output: the scene's folder.
+        config: protocol, PSF, ratio, noise, sensor; None for the defaults.
+        psf_file: kernel in place of the config's shape; see `read_psf`.
+        srf_file: response in place of the config's sensor; see `read_srf`.
+        cube_format: ending of the cubes in the scene.
+        reading: how to read the cube.
+        overwrite: replace an existing scene.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: a file is damaged or does not fit; see `synthesize`.
+        OutputExistsError: the scene exists and `overwrite` is false.
+    """
+    config = config or SynthConfig()
+    with reading.open(cube) as reader:
+        return synthesize(
+            reader, Path(output), config,
+            psf=None if psf_file is None else read_psf(psf_file),
+            srf=_custom_srf(srf_file, reader, config),
+            cube_format=cube_format, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+
+
+def plan_synth(
+    cube: AnyPath,
+    config: SynthConfig,
+    *,
+    psf_file: AnyPath | None = None,
+    srf_file: AnyPath | None = None,
+    cube_format: str = "h5",
+    reading: Reading = Reading(),
+) -> SynthPlan:
+    """Return what `synth` would make."""
+    with reading.open(cube) as reader:
+        return plan_synthesis(
+            reader.meta, config,
+            psf=None if psf_file is None else read_psf(psf_file),
+            srf=_custom_srf(srf_file, reader, config), cube_format=cube_format,
+        )  # fmt: skip
+
+
+def _custom_srf(path: AnyPath | None, reader: CubeReader, config: SynthConfig) -> Srf | None:
+    if path is None:
+        return None
+    meta = reader.meta
+    srf = read_srf(path, meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
+    return check_coverage(srf, drop=config.drop_uncovered_bands)
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """What a spectral inverter is trained on: a scene, or loose files.
+
+    Args:
+        scene: a scene's folder; excludes the others.
+        lr_hsi: the blurry hyperspectral image.
+        hr_msi: the sharp multispectral image, to check that its bands are the response's.
+        response: where the spectral response comes from, for loose files.
+        reading: how to read the LR-HSI.
+    """
+
+    scene: Path | None = None
+    lr_hsi: Path | None = None
+    hr_msi: Path | None = None
+    response: ResponseChoice = field(default_factory=ResponseChoice)
+    reading: Reading = Reading()
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """The open LR-HSI with all that training needs of the other inputs."""
+
+    reader: CubeReader
+    srf: Srf
+    scaling: Scaling | None
+    identities: dict[str, Mapping[str, object]]
+
+
+def _open_training(inputs: TrainInputs) -> _Opened:
+    if inputs.scene is not None:
+        if inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice():
+            raise OptionError(
+                "a scene and loose files exclude each other", "a scene brings its own files"
+            )
+        return _open_scene_training(open_scene(inputs.scene))
+    if inputs.lr_hsi is None:
+        raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
+    reader = inputs.reading.open(inputs.lr_hsi)
+    try:
+        srf = pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
+        identities: dict[str, Mapping[str, object]] = {}
+        if inputs.response.srf_file is not None:
+            identities["srf"] = identity(inputs.response.srf_file)
+        if inputs.hr_msi is not None:
+            with open_cube(inputs.hr_msi, allow_2d=True) as msi:
+                _check_bands(msi, srf, inputs.response.srf_file)
+                identities["hr_msi"] = identity(*msi.files)
+    except BaseException:
+        reader.close()
+        raise
+    return _Opened(reader, srf, None, identities)
+
+
+def _open_scene_training(scene: Scene) -> _Opened:
+    reader = scene.open("lr_hsi")
+    try:
+        meta = reader.meta
+        srf = read_srf(scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
+        with scene.open("hr_msi") as msi:
+            _check_bands(msi, srf, scene.path("srf"))
+    except BaseException:
+        reader.close()
+        raise
+    scaling = Scaling() if scene.data_scaled else None
+    return _Opened(reader, srf, scaling, {"scene": scene.identity()})
+
+
+def _check_bands(msi: CubeReader, srf: Srf, source: object) -> None:
+    if msi.meta.bands != srf.num_msi_bands:
+        raise DataError(
+            f"{msi.path}: has {msi.meta.bands} bands, the response "
+            f"{source or 'of the documented sensor'} has {srf.num_msi_bands}: "
+            f"{', '.join(srf.band_names[:16])}",
+            "choose the bands with convert --bands, in the order of the response",
+        )
+
+
+def train(
+    inputs: TrainInputs,
+    output: AnyPath,
+    config: TrainConfig | None = None,
+    *,
+    history_file: AnyPath | None = None,
+    execution: Execution = Execution(),
+    announce: Callable[[TrainingPlan], None] | None = None,
+    resume: bool = False,
+    save_every_s: float = 30.0,
+    overwrite: bool = False,
+) -> Trained:
+    """Fit a spectral inverter and write its checkpoint.
+
+    While it runs, its state is kept in `OUTPUT.state`, from which `resume` continues.
+
+    Args:
+        inputs: a scene, or loose files.
+        output: the checkpoint (.safetensors).
+        config: preset and options; None for the defaults.
+        history_file: CSV of epoch, learning rate and loss, or None.
+        execution: device, threads, progress.
+        announce: called with what will be fitted before it is.
+        resume: continue a killed training.
+        save_every_s: seconds between savings of the state.
+        overwrite: replace existing outputs.
+
+    Raises:
+        DataError: see `spectralift_cli.core.training.train`.
+        OptionError: inputs that exclude each other, or too few.
+        OutputExistsError: an output exists and `overwrite` is false.
+    """
+    output = Path(output)
+    _check_absent(output, overwrite)
+    if history_file is not None:
+        _check_absent(Path(history_file), overwrite)
+    device = resolve_device(execution.device)
+    state = output.with_name(output.name + ".state")
+    opened = _open_training(inputs)
+    with opened.reader as reader:
+        trained = train_model(
+            reader, opened.srf, config or TrainConfig(),
+            scaling=opened.scaling, device=device, threads=execution.threads,
+            progress=execution.progress, announce=announce, state_path=state,
+            save_every_s=save_every_s, resume=resume, inputs=opened.identities,
+        )  # fmt: skip
+    save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
+    if history_file is not None:
+        write_text(Path(history_file), trained.history.to_csv(), overwrite=overwrite)
+    discard_state(state)
+    return trained
+
+
+def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
+    """Return what `train` would fit."""
+    opened = _open_training(inputs)
+    with opened.reader as reader:
+        return plan_training(load_pairs(reader, opened.srf, scaling=opened.scaling), config)
+
+
+def _check_absent(path: Path, overwrite: bool) -> None:
+    """Refuse an existing output before any work is done."""
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path}: exists already", "--overwrite replaces it")
+    if not path.parent.is_dir():
+        raise DataError(
+            f"{path}: the folder {path.parent} does not exist",
+            f"make it first: mkdir -p {path.parent}",
+        )
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a sharp cube is stored; see `spectralift_cli.core.inference.infer`.
+
+    Args:
+        dtype: stored type; None for the LR-HSI's if it is an integer, else float32.
+        scale: stored value to unit of an integer output; None for the LR-HSI's.
+        offset: likewise.
+        nodata: mark of holes in an integer output; None for the LR-HSI's.
+        options: creation options of the output's format.
+    """
+
+    dtype: str | None = None
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+    options: Mapping[str, str] | None = None
+
+
+def infer(
+    model: AnyPath,
+    image: AnyPath,
+    output: AnyPath,
+    config: InferConfig | None = None,
+    *,
+    stored: Storage = Storage(),
+    batch_size: int | None = None,
+    reading: Reading = Reading(),
+    execution: Execution = Execution(),
+    overwrite: bool = False,
+) -> InferResult:
+    """Write the sharp hyperspectral cube of an HR-MSI.
+
+    Args:
+        model: a checkpoint.
+        image: the HR-MSI, or a scene that holds one.
+        output: the cube; the ending chooses the format.
+        config: what determines the values; None for the defaults.
+        stored: type, scale, nodata and creation options of the output.
+        batch_size: pixels at a time; None for the default. Changes memory and speed only.
+        reading: how to read the HR-MSI.
+        execution: device, threads, progress.
+        overwrite: replace an existing output.
+
+    Raises:
+        DataError: a file is damaged, or the image has other bands than the model.
+        OutputExistsError: the output exists and `overwrite` is false.
+    """
+    checkpoint = load_checkpoint(Path(model))
+    path, _ = pairs.sharp_image(Path(image))
+    with reading.open(path, allow_2d=True) as reader:
+        return infer_cube(
+            checkpoint, reader, Path(output), config or InferConfig(),
+            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
+            batch_size=batch_size, device=resolve_device(execution.device),
+            threads=execution.threads, options=stored.options, overwrite=overwrite,
+            progress=execution.progress,
+        )  # fmt: skip
+
+
+def plan_infer(
+    model: AnyPath,
+    image: AnyPath,
+    *,
+    stored: Storage = Storage(),
+    batch_size: int | None = None,
+    reading: Reading = Reading(),
+    execution: Execution = Execution(),
+) -> InferPlan:
+    """Return what `infer` would write and need."""
+    checkpoint = load_checkpoint(Path(model))
+    path, _ = pairs.sharp_image(Path(image))
+    with reading.open(path, allow_2d=True) as reader:
+        return plan_inference(
+            checkpoint, reader.meta,
+            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
+            batch_size=batch_size, device=resolve_device(execution.device),
+            threads=execution.threads, source=path,
+        )  # fmt: skip
+
+
+def evaluate(
+    reference: AnyPath,
+    prediction: AnyPath,
+    config: MetricsConfig | None = None,
+    *,
+    per_band_file: AnyPath | None = None,
+    reading: Reading = Reading(),
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Scores:
+    """Score a prediction against a reference.
+
+    Args:
+        reference: a cube, or a scene, which stands for its ground truth and ratio.
+        prediction: a cube of the same shape.
+        config: conventions; None for the defaults.
+        per_band_file: CSV of the scores of every band to write, or None.
+        reading: how to read both.
+        overwrite: replace an existing CSV.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: the shapes differ, or no pixel is valid in both.
+        OutputExistsError: the CSV exists and `overwrite` is false.
+    """
+    if per_band_file is not None:
+        _check_absent(Path(per_band_file), overwrite)
+    config = config or MetricsConfig()
+    path, scene = pairs.reference_image(Path(reference))
+    if scene is not None and config.ratio is None:
+        config = dataclasses.replace(config, ratio=scene.ratio)
+    with reading.open(path) as truth, reading.open(prediction) as guess:
+        scores = evaluate_cubes(truth, guess, config, progress)
+        wavelengths_nm = truth.meta.wavelengths_nm
+    if per_band_file is not None:
+        text = per_band_csv(scores, wavelengths_nm)
+        write_text(Path(per_band_file), text, overwrite=overwrite)
+    return scores

@@ -1,0 +1,326 @@
+"""Fit a spectral inverter to the pixels of an LR-HSI.
+
+The LR-MSI is the LR-HSI seen through the SRF; the network learns the way back, pixel by pixel. The
+network sees neither the HR-MSI nor a ground truth (Shah and Duarte, arXiv 2507.13339).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spectralift_cli.core.checkpoint import Checkpoint
+from spectralift_cli.core.config import TrainConfig, to_json
+from spectralift_cli.core.cube import BoolArray, CubeReader, Progress, no_progress, row_blocks
+from spectralift_cli.core.devices import one_thread_each
+from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.fitting import Fitted, History, fit
+from spectralift_cli.core.identity import identity as identity_of
+from spectralift_cli.core.identity import provenance
+from spectralift_cli.core.models.base import build_model
+from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.resources import available_memory_bytes
+from spectralift_cli.core.sensors.response import REFUSED_BELOW, WARNED_BELOW, Srf
+
+__all__ = [
+    "Fitted",
+    "History",
+    "Trained",
+    "TrainingData",
+    "TrainingPlan",
+    "fit",
+    "load_pairs",
+    "train",
+]
+
+FloatPixels = NDArray[np.float32]
+_BLOCK_PIXELS = 2**16
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The pixels a spectral inverter is fitted to.
+
+    Args:
+        lr_msi: (N, M) float32, scaled.
+        lr_hsi: (N, used bands) float32, scaled.
+        used_bands: (B,) which bands of the LR-HSI take part: those neither flagged as bad nor made
+            of holes alone.
+        scaling: from units.
+        pixels: of the whole LR-HSI, those with holes too.
+    """
+
+    lr_msi: FloatPixels
+    lr_hsi: FloatPixels
+    used_bands: BoolArray
+    scaling: Scaling
+    pixels: int
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What will be fitted, known before it is.
+
+    Args:
+        model: its name in the table.
+        valid_pixels: N, LR pixels without a hole in any used band.
+        pixels: of the whole LR-HSI.
+        msi_bands: M.
+        used_bands: of the LR-HSI that take part.
+        hsi_bands: B, of the whole LR-HSI.
+        parameters: weights and biases.
+        flops_per_pixel: of inference.
+        epochs: passes over the pixels.
+        steps_per_epoch: changes of the weights in each.
+    """
+
+    model: str
+    valid_pixels: int
+    pixels: int
+    msi_bands: int
+    used_bands: int
+    hsi_bands: int
+    parameters: int
+    flops_per_pixel: int
+    epochs: int
+    steps_per_epoch: int
+
+    def __str__(self) -> str:
+        left_out = self.pixels - self.valid_pixels
+        bands = f"{self.used_bands}" + (
+            f" of {self.hsi_bands}" if self.used_bands < self.hsi_bands else ""
+        )
+        return (
+            f"model {self.model}: {self.msi_bands} -> {bands} bands, "
+            f"{self.parameters:,} parameters, {self.valid_pixels:,} LR pixels"
+            + (f" ({left_out:,} with holes left out)" if left_out else "")
+            + f", {self.epochs:,} epochs of {self.steps_per_epoch:,} "
+            + ("step" if self.steps_per_epoch == 1 else "steps")
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gives.
+
+    Args:
+        checkpoint: the model with everything inference needs.
+        history: learning rate and loss of every epoch.
+        plan: what was fitted.
+    """
+
+    checkpoint: Checkpoint
+    history: History
+    plan: TrainingPlan
+
+
+def load_pairs(lr_hsi: CubeReader, srf: Srf, *, scaling: Scaling | None = None) -> TrainingData:
+    """Read an LR-HSI and make the pairs (LR-MSI, LR-HSI) of its valid pixels.
+
+    LR-MSI = LR-HSI @ SRF.T over the used bands, the SRF's rows divided by their sum over these.
+
+    Args:
+        lr_hsi: the cube.
+        srf: (M, B) weights over its bands.
+        scaling: from units; None chooses it from the valid values (`Scaling.for_data`).
+
+    Raises:
+        DataError: the SRF has another number of bands; fewer than 2 pixels are valid; an MSI band
+            lies on unused bands by more than half; or the cube does not fit into memory.
+    """
+    meta = lr_hsi.meta
+    if srf.num_hsi_bands != meta.bands:
+        raise DataError(
+            f"{lr_hsi.path}: has {meta.bands} bands but the SRF has weights for "
+            f"{srf.num_hsi_bands}",
+            "fold the SRF onto this cube: spectralift srf build",
+        )
+    _check_memory(lr_hsi)
+    units = np.empty((meta.rows * meta.cols, meta.bands), np.float32)  # (pixels, B)
+    for rows in row_blocks(meta.rows, lr_hsi.block_rows):
+        part = slice(rows.start * meta.cols, rows.stop * meta.cols)
+        units[part] = lr_hsi.read_units(rows).reshape(-1, meta.bands)
+    bad = np.zeros(meta.bands, bool) if meta.bad_bands is None else meta.bad_bands
+    finite = np.zeros(meta.bands, np.int64)  # valid pixels of each band
+    for part in row_blocks(len(units), _BLOCK_PIXELS):
+        finite += np.isfinite(units[part]).sum(axis=0)
+    used = ~bad & (finite > 0)
+    keep = np.zeros(len(units), bool)
+    for part in row_blocks(len(units) if used.any() else 0, _BLOCK_PIXELS):
+        keep[part] = np.isfinite(units[part][:, used]).all(axis=1)
+    if keep.sum() < 2:
+        raise DataError(*_too_few(lr_hsi, used, bad, finite, int(keep.sum())))
+    if not (used.all() and keep.all()):
+        units = units[np.ix_(keep, used)]  # (N, used)
+    weights = _weights_over(srf, used)
+    if scaling is None:
+        scaling = Scaling.for_data(
+            lambda: (units[part] for part in row_blocks(len(units), _BLOCK_PIXELS)),
+            floating=meta.dtype.kind == "f",
+        )
+    lr_msi = np.empty((len(units), srf.num_msi_bands), np.float32)
+    # one thread: a product that is split over threads may sum in another order
+    with one_thread_each():
+        for part in row_blocks(len(units), _BLOCK_PIXELS):
+            units[part] = scaling.apply(units[part])
+            seen = torch.from_numpy(units[part]).double() @ torch.from_numpy(weights.T.copy())
+            lr_msi[part] = seen.numpy()
+    return TrainingData(lr_msi, units, used, scaling, meta.rows * meta.cols)
+
+
+def plan_training(data: TrainingData, config: TrainConfig) -> TrainingPlan:
+    """Return what training on this data will fit."""
+    pixels, msi_bands = data.lr_msi.shape
+    used = data.lr_hsi.shape[1]
+    model = build_model(config.preset, msi_bands, used, {"hidden_size": config.hidden_size})
+    return TrainingPlan(
+        model=config.preset,
+        valid_pixels=pixels,
+        pixels=data.pixels,
+        msi_bands=msi_bands,
+        used_bands=used,
+        hsi_bands=data.used_bands.size,
+        parameters=model.parameter_count,
+        flops_per_pixel=model.flops_per_pixel,
+        epochs=config.epochs,
+        steps_per_epoch=math.ceil(pixels / min(pixels, config.training_batch_size or pixels)),
+    )
+
+
+def train(
+    lr_hsi: CubeReader,
+    srf: Srf,
+    config: TrainConfig,
+    *,
+    scaling: Scaling | None = None,
+    device: torch.device | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+    announce: Callable[[TrainingPlan], None] | None = None,
+    state_path: Path | None = None,
+    save_every_s: float = 30.0,
+    resume: bool = False,
+    inputs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Trained:
+    """Train the spectral inverter of an LR-HSI.
+
+    Bands that are flagged as bad or hold no value are left out of training and come back as nodata;
+    so do LR pixels with a hole in any other band, for training only.
+
+    Args:
+        lr_hsi: the cube.
+        srf: (M, B) weights over its bands.
+        config: how.
+        scaling: from units to the network's range; None chooses it from the LR-HSI.
+        device: where; None for the processor.
+        threads: at most; None for all this process may use. Changes no byte of the result.
+        progress: called as progress(epochs done, all epochs).
+        announce: called with the plan before the first epoch.
+        state_path: where to keep the state that `resume` needs; see `fit`.
+        save_every_s: seconds between savings of the state.
+        resume: continue from the state, if there is one.
+        inputs: role -> identity of further inputs, for the provenance.
+
+    Raises:
+        DataError: see `load_pairs` and `fit`.
+    """
+    data = load_pairs(lr_hsi, srf, scaling=scaling)
+    plan = plan_training(data, config)
+    if announce is not None:
+        announce(plan)
+    fitted = fit(
+        data.lr_msi,
+        data.lr_hsi,
+        config,
+        device=device,
+        threads=threads,
+        progress=progress,
+        state_path=state_path,
+        save_every_s=save_every_s,
+        resume=resume,
+    )
+    hsi = lr_hsi.meta
+    if not data.used_bands.all():
+        hsi = hsi.replace(bad_bands=~data.used_bands)
+    checkpoint = Checkpoint(
+        model_name=config.preset,
+        model_config={"hidden_size": config.hidden_size},
+        weights=fitted.model.state_dict(),
+        train_config=config,
+        srf=srf,
+        hsi=hsi.replace(crs=None, transform=None, provenance=None),
+        used_bands=data.used_bands,
+        scaling=data.scaling,
+        auto_clip=(0.0, 1.0) if data.scaling.is_identity else None,
+        scores={
+            "lr_pixels": plan.valid_pixels,
+            "epochs": config.epochs,
+            "final_loss": float(fitted.history.loss[-1]),
+        },
+        provenance=provenance(
+            "train",
+            to_json(config),
+            {"lr_hsi": identity_of(*lr_hsi.files), **(inputs or {})},
+            earlier=lr_hsi.meta.provenance,
+        ),
+    )
+    return Trained(checkpoint, fitted.history, plan)
+
+
+def _check_memory(lr_hsi: CubeReader) -> None:
+    rows, cols, bands = lr_hsi.meta.shape
+    needed, there = 3 * rows * cols * bands * 4, available_memory_bytes()  # read, chosen, fitted
+    if needed > there:
+        raise DataError(
+            f"{lr_hsi.path}: training on {rows} x {cols} pixels of {bands} bands takes "
+            f"{needed / 1e6:,.0f} MB of memory, {there / 1e6:,.0f} MB are free",
+            "train on a window of it: spectralift convert --window",
+        )
+
+
+def _too_few(
+    lr_hsi: CubeReader, used: BoolArray, bad: BoolArray, finite: NDArray[np.int64], valid: int
+) -> tuple[str, str]:
+    pixels = lr_hsi.meta.rows * lr_hsi.meta.cols
+    message = (
+        f"{lr_hsi.path}: {valid} of {pixels:,} LR pixels have values in all "
+        f"{int(used.sum())} used bands, training needs at least 2"
+    )
+    if pixels < 2:
+        return message, "use a larger LR-HSI, or a smaller --downsample-ratio"
+    if not used.any():
+        return message, f"{int(bad.sum())} of {bad.size} bands are flagged as bad, the others empty"
+    worst = int(np.argmin(np.where(used, finite, pixels + 1)))
+    return message, (
+        f"band {worst + 1} has values in {int(finite[worst]):,} pixels: flag it as bad or leave it "
+        "out (convert --bands), and check the nodata value"
+    )
+
+
+def _weights_over(srf: Srf, used: BoolArray) -> NDArray[np.float64]:
+    """Return the SRF over the used bands, rows divided by their sum: (M, used)."""
+    weights = srf.weights[:, used]
+    shares = weights.sum(axis=1)
+    for name, share in zip(srf.band_names, shares, strict=True):
+        if share < REFUSED_BELOW:
+            raise DataError(
+                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
+                f"values, at least {REFUSED_BELOW:.0%} must",
+                "leave the band out of the SRF and the MSI (--drop-uncovered-bands)",
+            )
+        if share < WARNED_BELOW:
+            warnings.warn(
+                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
+                "values; the rest is left out",
+                SpectraliftWarning,
+                stacklevel=3,
+            )
+    return weights if used.all() else weights / shares[:, None]
