@@ -183,7 +183,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="zarr",
-        help="Zarr version 3 store, axes (wavelength, y, x)",
+        help="Zarr store (version 3, or 2), axes (wavelength, y, x)",
         suffixes=(".zarr",),
         opener="spectralift_cli.core.formats.zarr:open_zarr",
         creator="spectralift_cli.core.formats.zarr:create_zarr",
@@ -194,7 +194,8 @@ FORMATS: tuple[Format, ...] = (
         variables=True,
         options=(
             CreationOption("COMPRESS", "compression of the chunks (ZSTD)", ("NONE", "ZSTD", "GZIP")),
-            CreationOption("CHUNK", "side of a chunk in pixels (128)"),
+            CreationOption("CHUNK", "side of a chunk in pixels (128, or fewer rows of wide cubes)"),
+            CreationOption("VERSION", "of the format (3); 2 is for GDAL before 3.11", ("2", "3")),
         ),
         extra="zarr",
     ),
@@ -269,7 +270,13 @@ def open_cube(
             f"{path}: --var does not apply to {row.name}, which holds one image",
             "leave --var out",
         )
-    reader: CubeReader = _resolve(row.opener, row)(path, request)
+    opener: Callable[..., CubeReader] = _resolve(row.opener, row)
+    try:
+        reader = opener(path, request)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be opened ({error.strerror or error})", "check its permissions"
+        ) from error
     reader.format_name = row.name
     if wavelengths is not None:
         from spectralift_cli.core.formats.spectral import read_wavelengths
@@ -322,7 +329,13 @@ def create_cube(
             f"{path}: {row.name} cannot hold {', '.join(lost)}", SpectraliftWarning, stacklevel=2
         )
     creator: Callable[..., CubeWriter] = _resolve(row.creator, row)
-    return creator(path, meta, checked, overwrite)
+    try:
+        return creator(path, meta, checked, overwrite)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error})",
+            "free some room or choose another folder",
+        ) from error
 
 
 def read_cube(path: str | Path, **options: Any) -> Cube:

@@ -6,8 +6,10 @@ not match its array (it was written by something else meanwhile) is ignored with
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tokenize
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,11 @@ from spectralift_cli.core.outputs import Staging
 
 _SIDECAR_SCHEMA = "spectralift.npy-sidecar/1"
 _HASHED_BYTES = 64 * 1024
+# what numpy.lib.format raises for headers that it does not understand
+_HEADER_ERRORS = (
+    ValueError, EOFError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 def sidecar_path(path: Path) -> Path:
@@ -41,8 +48,11 @@ def read_header(file: BinaryIO, source: object) -> tuple[tuple[int, ...], bool, 
         read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
             version, np.lib.format.read_array_header_2_0
         )
-        shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        with warnings.catch_warnings():
+            # NumPy remarks on Python 2's headers, and evaluating text on odd escapes in it
+            warnings.simplefilter("ignore")
+            shape, fortran, dtype = read(file)
+    except _HEADER_ERRORS as error:
         raise DataError(
             f"{source}: is not a NumPy array file or its header is damaged",
             "write it again with numpy.save",
@@ -87,6 +97,12 @@ class RawReader(CubeReader):
         if self._fortran:
             array = array.transpose()
         return arrays.to_cube_axes(array, self._axes).astype(self.meta.dtype, copy=False)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The array file, and its sidecar if that was used."""
+        used = self.layout.get("sidecar")
+        return (self.path, sidecar_path(self.path)) if used else (self.path,)
 
     def close(self) -> None:
         """Close the file."""
@@ -167,19 +183,18 @@ class NpyWriter(CubeWriter):
         super().__init__(path, meta)
         sidecar = sidecar_path(path)
         self._stage = Staging(path, others=(sidecar,), overwrite=overwrite)
-        try:
-            self._file = self._stage.path().open("w+b")
-            header = {
-                "descr": np.lib.format.dtype_to_descr(meta.dtype.newbyteorder("<")),
-                "fortran_order": False,
-                "shape": meta.shape,
-            }
+        header = {
+            "descr": np.lib.format.dtype_to_descr(meta.dtype.newbyteorder("<")),
+            "fortran_order": False,
+            "shape": meta.shape,
+        }
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._stage.abort)
+            self._file = undo.enter_context(self._stage.path().open("w+b"))
             np.lib.format.write_array_header_1_0(self._file, header)
             self._offset = self._file.tell()
             self._file.truncate(self._offset + meta.nbytes)
-        except BaseException:
-            self._stage.abort()
-            raise
+            undo.pop_all()
 
     def _write(self, start: int, block: AnyArray) -> None:
         data = np.ascontiguousarray(block, dtype=self.meta.dtype.newbyteorder("<"))
