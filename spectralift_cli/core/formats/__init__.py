@@ -322,7 +322,7 @@ def create_cube(
             f"{path}: {row.name} cannot hold {meta.dtype.name} values",
             f"choose --dtype from {', '.join(row.dtypes)}",
         )
-    checked = _check_creation_options(row, options or {})
+    checked = check_creation_options(row, options or {})
     lost = [name for name in _fields_present(meta) if name not in row.holds]
     if lost:
         warnings.warn(
@@ -450,7 +450,12 @@ def _check_axis_order(order: str | None) -> str | None:
     )
 
 
-def _check_creation_options(row: Format, options: Mapping[str, str]) -> dict[str, str]:
+def check_creation_options(row: Format, options: Mapping[str, str]) -> dict[str, str]:
+    """Return creation options as the format's creator takes them: keys and choices in upper case.
+
+    Raises:
+        OptionError: the format does not have one, or not with that value.
+    """
     known = {option.name: option for option in row.options}
     checked: dict[str, str] = {}
     for key, value in options.items():
