@@ -295,5 +295,5 @@ def from_json(config: type[_T], fields: Mapping[str, Any], source: object) -> _T
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataError(
-            f"{source}: {where} is {first['input']!r}: {first['msg']}", "mend the value"
+            f"{source}: {where} is {first['input']!r:.80}: {first['msg']}", "mend the value"
         ) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 
@@ -34,6 +36,12 @@ def available_memory_bytes() -> int:
 def default_memory_bytes() -> int:
     """Return the memory that one stage takes unless told otherwise: half of what is free."""
     return available_memory_bytes() // 2
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _read_lines(path: str) -> list[str]:
