@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -79,14 +80,20 @@ def one_thread_each() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory on a device into an error that a user can mend.
+def on_device(device: torch.device) -> Iterator[None]:
+    """Work on a device: its lack of memory becomes an error that a user can mend.
 
     Raises:
         DataError: the device has too little memory.
     """
-    try:
+    if device.type != "cuda":
         yield
+        return
+    try:
+        with warnings.catch_warnings():
+            # PyTorch's own gradient thread says this of itself, once, and mends it
+            warnings.filterwarnings("ignore", "Attempting to run cuBLAS", UserWarning)
+            yield
     except torch.cuda.OutOfMemoryError as error:
         total = torch.cuda.get_device_properties(device).total_memory
         raise DataError(
@@ -155,6 +162,8 @@ class Workers:
         try:
             drain(0)
         finally:
-            wait(futures)
-        for future in futures:
+            # on a busy machine a thread may not have woken up before all is done: no need of it then
+            begun = [future for future in futures if not future.cancel()]
+            wait(begun)
+        for future in begun:
             future.result()

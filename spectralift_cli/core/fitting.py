@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress, no_progress
-from spectralift_cli.core.devices import Workers, check_threads, memory_errors
+from spectralift_cli.core.devices import Workers, check_threads, on_device
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.fitstate import FitState, fingerprint, load_state, save_state
 from spectralift_cli.core.models.base import SpectralModel, build_model
@@ -259,7 +259,7 @@ def fit(
     # copies: where borrowed memory begins differs from run to run, and with it the last bit
     count = check_threads(threads) if device.type == "cpu" else 1
     pairs = [torch.tensor(array, dtype=torch.float32, device=device) for array in (lr_msi, lr_hsi)]
-    with memory_errors(device), Workers(count) as workers:
+    with on_device(device), Workers(count) as workers:
         trainer = _Trainer(config, pairs[0], pairs[1], weights, workers)
         adam = trainer.adam
         if state_path is not None and resume and state_path.exists():

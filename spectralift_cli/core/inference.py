@@ -35,7 +35,7 @@ from spectralift_cli.core.cube import (
     row_blocks,
     to_units,
 )
-from spectralift_cli.core.devices import Workers, check_threads, memory_errors
+from spectralift_cli.core.devices import Workers, check_threads, on_device
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import identity, provenance
@@ -45,7 +45,7 @@ from spectralift_cli.core.resources import available_memory_bytes
 
 CPU_CHUNK = 4096
 GPU_CHUNK = 65_536
-_GPU_WORKERS = 2  # one copies while the other computes
+_GPU_WORKERS = 4  # some copy and store while another computes
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,8 @@ def predict(
 
         def work(worker: int, start: int) -> None:
             part = slice(start, min(start + chunk, len(msi)))
-            out[part] = engine.network(worker, msi[part]).cpu().numpy()[: part.stop - start]
+            spectra = engine.network(worker, msi[part])[: part.stop - start]
+            out[part] = engine.fetch(worker, spectra)
 
         engine.run(work, range(0, len(msi), chunk))
     return out
@@ -342,7 +343,7 @@ class _Engine:
         self._workers = Workers(count)
         self._stack = contextlib.ExitStack()
         pinned = device.type == "cuda"
-        with memory_errors(device):
+        with on_device(device):
             self._model = model.to(device)
             self._kernels = [model.kernel(chunk, precision) for _ in range(count)]
             shape = (chunk, model.msi_bands)
@@ -352,6 +353,10 @@ class _Engine:
                 if device.type == "cpu"
                 else [torch.zeros(shape, device=device) for _ in range(count)]
             )
+            self._outputs = [
+                torch.empty((chunk, model.hsi_bands), pin_memory=True) if pinned else None
+                for _ in range(count)
+            ]
             # a stream each, so that one thread's copies overlap with another's products
             self._streams = (
                 [torch.cuda.Stream(device) for _ in range(count)]  # type: ignore[no-untyped-call]
@@ -361,7 +366,7 @@ class _Engine:
 
     def __enter__(self) -> _Engine:
         self._stack.enter_context(self._workers)
-        self._stack.enter_context(memory_errors(self.device))
+        self._stack.enter_context(on_device(self.device))
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -391,6 +396,15 @@ class _Engine:
         if on_device is not given:
             on_device.copy_(given, non_blocking=True)
         return self._kernels[worker](on_device)
+
+    def fetch(self, worker: int, spectra: Tensor) -> NDArray[np.float32]:
+        """Return spectra (n, B) as an array on the host that lives until the worker's next call."""
+        host = self._outputs[worker]
+        if host is None:
+            return spectra.cpu().numpy()  # no copy where they are on the processor already
+        copied = host[: len(spectra)].copy_(spectra, non_blocking=True)
+        self._streams[worker].synchronize()
+        return copied.numpy()
 
 
 class _Tally:
@@ -447,7 +461,7 @@ class _Compute:
         spectra = self._engine.network(worker, self._scaling.apply(units))  # (chunk, used)
         valid = torch.from_numpy(~holes).to(spectra.device) if some else None
         clipped, saturated = self._target.apply(spectra[: len(stored)], valid)
-        values = spectra[: len(stored)].cpu().numpy()
+        values = self._engine.fetch(worker, spectra[: len(stored)])
         if self._used.all():
             out[...] = values
         else:
