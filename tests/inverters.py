@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import CubeMeta

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from spectralift_cli.core.cube import STORED_DTYPES, Cube
 from spectralift_cli.core.formats import ALL_FIELDS
 

@@ -17,11 +17,11 @@ import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spectralift_cli.core.checkpoint import load_checkpoint, save_checkpoint
 from spectralift_cli.core.errors import DataError, OutputExistsError
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.tensorfile import dump_tensors
-
 from tests.inverters import make_checkpoint
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spectralift_cli.app import app
 from typer.testing import CliRunner
 
+from spectralift_cli.app import app
 from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent

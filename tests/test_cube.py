@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spectralift_cli.core.cube import (
     Cube,
     CubeMeta,
@@ -22,7 +23,6 @@ from spectralift_cli.core.cube import (
     valid_mask,
 )
 from spectralift_cli.core.errors import DataError
-
 from tests.strategies import TRANSFORM, cubes
 
 

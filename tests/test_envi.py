@@ -14,10 +14,10 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
+
 from spectralift_cli.core.cube import Cube
 from spectralift_cli.core.errors import DataError, OutputExistsError, SpectraliftWarning
 from spectralift_cli.core.formats import FORMATS, create_cube, open_cube, read_cube, write_cube
-
 from tests.strategies import TRANSFORM, UTM33N, assert_same_cube, cubes
 
 ENVI = next(f for f in FORMATS if f.name == "envi")

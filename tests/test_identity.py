@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from spectralift_cli import __version__
 from spectralift_cli.core import identity as module
 from spectralift_cli.core.identity import identity, provenance

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import spectralift_cli as sl
-from spectralift_cli.app import app
 from typer.testing import CliRunner
 
+import spectralift_cli as sl
+from spectralift_cli.app import app
 from tests.conftest import Run
 from tests.test_cli import two_lines
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import loadmat, savemat, whosmat
+
 from spectralift_cli.core.cube import Cube, CubeMeta
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.formats import FORMATS, create_cube, open_cube, read_cube, write_cube
-
 from tests.strategies import assert_same_cube, cubes
 
 VALUES = np.arange(4 * 5 * 6, dtype="<i2").reshape(4, 5, 6)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spectralift_cli.core.config import MetricsConfig
 from spectralift_cli.core.cube import Cube, CubeReader
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning

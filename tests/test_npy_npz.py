@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spectralift_cli.core.cube import Cube
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import open_cube, read_cube, write_cube
-
 from tests.strategies import assert_same_cube, cubes
 
 VALUES = np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import io as scipy_io
 from scipy import signal, special
+
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats.kernels import read_psf, write_psf
 from spectralift_cli.core.operators import PSFS

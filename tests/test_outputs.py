@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from spectralift_cli.core.cube import Cube
 from spectralift_cli.core.errors import DataError, OutputExistsError
 from spectralift_cli.core.formats import FORMATS, create_cube, open_cube, read_cube, write_cube

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import integrate, io
+
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT, SENSORS, documented_bands
 from spectralift_cli.core.sensors.response import band_spacing_nm, covered_intervals

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import signal
+
 from spectralift_cli.core import synthesis
 from spectralift_cli.core.config import SynthConfig
 from spectralift_cli.core.cube import Cube
@@ -23,7 +24,6 @@ from spectralift_cli.core.operators import PSFS
 from spectralift_cli.core.operators.psf import make_psf
 from spectralift_cli.core.scene import Scene, create_scene, open_scene
 from spectralift_cli.core.sensors.srf import Srf, read_srf
-
 from tests.strategies import TRANSFORM, UTM33N
 from tests.test_operators import loop_mean, loop_psf
 

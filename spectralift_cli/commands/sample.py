@@ -78,11 +78,11 @@ def sample(
     used = [option for option, value in given.items() if value is not None]
     if name != "synthetic" and used:
         raise typer.BadParameter(f"{used[0]} does not apply to the sample {name}")
-    console.say(f"{name}: {samples.note(name)}")
     files = samples.write_sample(
         name, output, window=rectangle, size=_parse_size(size), seed=42 if seed is None else seed,
         crs=crs, options=creation, overwrite=overwrite,
     )  # fmt: skip
+    console.say(f"{name}: {samples.note(name)}")
     return Result(outputs=files, data={"sample": name})
 
 
