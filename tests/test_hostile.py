@@ -241,5 +241,7 @@ def test_a_full_disk_keeps_the_old_output(ending: str, tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (3, ""), done.stderr
-    assert two_lines(done.stderr), done.stderr
+    # the libtiff inside GDAL 3.10 prints this failure itself, past every handler that can be set
+    said = [line for line in done.stderr.splitlines() if not line.startswith("_tiffWriteProc: ")]
+    assert two_lines("\n".join(said)), done.stderr
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

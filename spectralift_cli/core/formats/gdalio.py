@@ -8,6 +8,7 @@ as a reader.
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ CACHE_BYTES = 64 * 2**20
 # the most that one read may hold where the file's strips or tiles would have it take more
 LARGEST_BLOCK_BYTES = 64 * 2**20
 
+_FILTERS = threading.Lock()
+
 
 def gdal_env(*, sidecars: bool = True) -> Env:
     """Return GDAL's settings for a few calls.
@@ -42,6 +45,7 @@ def gdal_env(*, sidecars: bool = True) -> Env:
         GDAL_DISABLE_READDIR_ON_OPEN="TRUE",  # a folder may hold very many files
         GDAL_PAM_ENABLED="YES" if sidecars else "NO",
         GTIFF_REPORT_COMPD_CS="YES",  # else a vertical CRS is dropped
+        GDAL_VALIDATE_CREATION_OPTIONS="NO",  # its list lacks one that works; ours are checked
     )
 
 
@@ -66,12 +70,12 @@ def gdal_errors(path: Path, failure: str, hint: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def without_georeference_warnings() -> Iterator[None]:
-    """Silence rasterio about images without a georeference: most cubes have none."""
-    with warnings.catch_warnings():
+def open_quietly(*args: Any, **options: Any) -> Any:
+    """Call `rasterio.open` without its warning of a missing georeference: most cubes have none."""
+    # the filters of warnings belong to the process; two threads must not restore them crosswise
+    with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+        return rasterio.open(*args, **options)
 
 
 def local_path(path: Path) -> Path:
@@ -101,12 +105,8 @@ def open_dataset(path: Path, directory: int | None = None) -> Any:
     absolute = local_path(path)
     name = absolute if directory is None else f"GTIFF_DIR:off:{directory}:{absolute}"
     hint = "check the file with gdalinfo"
-    with (
-        gdal_errors(path, "cannot be opened as a TIFF", hint),
-        gdal_env(),
-        without_georeference_warnings(),
-    ):
-        return rasterio.open(name, driver="GTiff")
+    with gdal_errors(path, "cannot be opened as a TIFF", hint), gdal_env():
+        return open_quietly(name, driver="GTiff")
 
 
 class PlaneReader(CubeReader):

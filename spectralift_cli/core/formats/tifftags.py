@@ -83,9 +83,9 @@ def wavelengths_in(texts: Sequence[str], source: object) -> FloatArray | None:
         if not found or any(len(matches) != 1 for matches in found):
             continue
         if pattern is _WITH_UNIT:
-            units = {matches[0][1].lower() for matches in found}
-            values = [float(matches[0][0]) for matches in found]
-            return to_nm(values, units.pop(), source) if len(units) == 1 else None
+            converted = [to_nm([float(m[0][0])], m[0][1], source) for m in found]
+            kept = [nm for nm in converted if nm is not None]
+            return np.concatenate(kept) if len(kept) == len(texts) else None
         values = [float(matches[0]) for matches in found]
         # small whole numbers in parentheses count something
         if all(value == int(value) and value < 100 for value in values):

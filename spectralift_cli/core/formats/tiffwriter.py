@@ -7,6 +7,7 @@ commit walks the finished file's directories: every strip and tile must be there
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import rasterio
 import rasterio.shutil
 import tifffile
 from affine import Affine
+from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from spectralift_cli.core.cube import BLOCK_BYTES, AnyArray, CubeMeta, CubeWriter
@@ -26,7 +28,7 @@ from spectralift_cli.core.formats.gdalio import (
     gdal_env,
     gdal_errors,
     local_path,
-    without_georeference_warnings,
+    open_quietly,
 )
 from spectralift_cli.core.formats.tiffpages import TiffDirectories
 from spectralift_cli.core.formats.tifftags import needs_exact_nodata, usable_crs, write_fields
@@ -54,6 +56,10 @@ class GeoTiffWriter(CubeWriter):
         self._stage = Staging(path, stale=stale, overwrite=overwrite)
         self._dataset: Any = None
         self._plain = self._stage.path()
+        # GDAL 3.10 does not end when it writes overviews of 64-bit integers with nodata
+        self._nodata_after_overviews = (
+            self._as_cog and meta.dtype.name in ("int64", "uint64") and meta.nodata is not None
+        )
         try:
             if self._as_cog:
                 self._plain = self._stage.folder / "plain.tif"
@@ -65,9 +71,9 @@ class GeoTiffWriter(CubeWriter):
 
     def _check_room(self) -> None:
         """Refuse to begin a COG for which, with its forerunner, the disk has no room."""
-        needed = self.meta.nbytes
+        needed = self.meta.nbytes * 4 // 3  # the image and its overviews
         if self._options["COMPRESS"] == "NONE":
-            needed += needed + needed // 3  # the image and its overviews
+            needed *= 2
         free = shutil.disk_usage(self._stage.folder).free
         if free < needed:
             raise DataError(
@@ -79,10 +85,13 @@ class GeoTiffWriter(CubeWriter):
     def _create(self, profile: dict[str, Any]) -> Any:
         meta = self.meta
         transform = None if meta.transform is None else Affine(*meta.transform)
-        # the right value follows in _commit; GDAL needs to make room for one
-        nodata = 0 if needs_exact_nodata(meta) else meta.nodata
-        with self._gdal("cannot be created"), without_georeference_warnings():
-            dataset = rasterio.open(
+        nodata = meta.nodata
+        if needs_exact_nodata(meta):
+            nodata = 0  # a place for the tag; _commit puts the right value there
+        elif self._nodata_after_overviews:
+            nodata = None
+        with self._gdal("cannot be created"):
+            dataset = open_quietly(
                 local_path(self._plain),
                 "w",
                 driver="GTiff",
@@ -125,6 +134,8 @@ class GeoTiffWriter(CubeWriter):
                 self._write_exact_nodata()
             self._check_whole(self._plain)
             if self._as_cog:
+                self._add_overviews()
+                self._check_whole(self._plain)
                 self._copy_to_cog()
                 self._check_whole(self._stage.path())
         except BaseException:
@@ -137,23 +148,56 @@ class GeoTiffWriter(CubeWriter):
         with tifffile.TiffFile(self._plain, mode="r+") as tiff:
             tiff.pages.first.tags["GDAL_NODATA"].overwrite(str(self.meta.nodata))
 
+    def _add_overviews(self) -> None:
+        """Give the plain file the overviews of the Cloud Optimized one.
+
+        From values interleaved by pixel, or left to the COG driver, they would cost a reading of
+        the whole file for each band.
+        """
+        side = int(self._options["BLOCKSIZE"])
+        levels = max(0, math.ceil(math.log2(max(self.meta.rows, self.meta.cols) / side)))
+        with self._gdal("cannot be given overviews"):
+            if levels:
+                # the mean leaves nodata out, where interpolation would spread it
+                mean = not self._nodata_after_overviews
+                method = Resampling.average if mean else Resampling.nearest
+                with open_quietly(local_path(self._plain), "r+", driver="GTiff") as dataset:
+                    dataset.build_overviews([2 ** (k + 1) for k in range(levels)], method)
+            if self._nodata_after_overviews:
+                with open_quietly(local_path(self._plain), "r+", driver="GTiff") as dataset:
+                    dataset.nodata = self.meta.nodata
+
     def _copy_to_cog(self) -> None:
-        options = self._options
-        predictor = _COG_PREDICTOR[options["PREDICTOR"]]
-        with self._gdal("cannot be made Cloud Optimized"), without_georeference_warnings():
+        """Make the Cloud Optimized file of the plain one and its overviews."""
+        options, source = self._options, self._plain
+        side = int(options["BLOCKSIZE"])
+        with self._gdal("cannot be made Cloud Optimized"):
+            if options["INTERLEAVE"] == "PIXEL" and _cog_takes_its_source_order(options):
+                source = self._stage.folder / "pixel.tif"
+                tiles = {"TILED": "YES", "BLOCKXSIZE": side, "BLOCKYSIZE": side}
+                rasterio.shutil.copy(
+                    local_path(self._plain),
+                    local_path(source),
+                    driver="GTiff",
+                    INTERLEAVE="PIXEL",
+                    COPY_SRC_OVERVIEWS="YES",
+                    BIGTIFF="YES",
+                    **tiles,
+                )
+                self._plain.unlink()
             rasterio.shutil.copy(
-                local_path(self._plain),
+                local_path(source),
                 local_path(self._stage.path()),
                 driver="COG",
                 COMPRESS=options["COMPRESS"],
-                PREDICTOR=predictor,
-                INTERLEAVE=options["INTERLEAVE"],
-                BLOCKSIZE=options["BLOCKSIZE"],
+                PREDICTOR=_COG_PREDICTOR[options["PREDICTOR"]],
+                BLOCKSIZE=side,
                 BIGTIFF=options["BIGTIFF"],
-                OVERVIEW_RESAMPLING="AVERAGE",  # leaves nodata out, unlike interpolation
+                OVERVIEWS="FORCE_USE_EXISTING",
                 NUM_THREADS="1",
+                **({"INTERLEAVE": options["INTERLEAVE"]} if _cog_has_interleave() else {}),
             )
-        self._plain.unlink()
+        source.unlink()
 
     def _check_whole(self, path: Path) -> None:
         try:
@@ -213,10 +257,11 @@ def _checked(options: Mapping[str, str], meta: CubeMeta) -> dict[str, str]:
         raise OptionError(
             "a Cloud Optimized GeoTIFF cannot be COMPRESS=PACKBITS", "choose LZW, DEFLATE or ZSTD"
         )
-    if cog and chosen["INTERLEAVE"] == "BAND" and not _cog_can_interleave_bands():
+    ignored = not _cog_has_interleave() and not _cog_takes_its_source_order(chosen)
+    if cog and chosen["INTERLEAVE"] == "BAND" and ignored:
         raise OptionError(
-            f"GDAL {rasterio.__gdal_version__} ignores INTERLEAVE=BAND for DRIVER=COG",
-            "it takes GDAL 3.11; leave INTERLEAVE out",
+            f"GDAL {rasterio.__gdal_version__} ignores INTERLEAVE=BAND for a compressed COG",
+            "it takes GDAL 3.11; leave INTERLEAVE or COMPRESS out",
         )
     if cog and needs_exact_nodata(meta):
         raise DataError(
@@ -227,31 +272,43 @@ def _checked(options: Mapping[str, str], meta: CubeMeta) -> dict[str, str]:
     if "BLOCKSIZE" in options and not tiled:
         raise OptionError("BLOCKSIZE is the side of a tile", "add TILED=YES, or leave it out")
     chosen["TILED"] = "YES" if tiled else "NO"
-    chosen["BLOCKSIZE"] = str(_tile_side(options.get("BLOCKSIZE"), meta))
+    chosen["BLOCKSIZE"] = str(_tile_side(options.get("BLOCKSIZE"), meta, cog=cog))
     return chosen
 
 
-def _cog_can_interleave_bands() -> bool:
+def _cog_has_interleave() -> bool:
     return tuple(int(n) for n in rasterio.__gdal_version__.split(".")[:2]) >= (3, 11)
 
 
-def _tile_side(asked: str | None, meta: CubeMeta) -> int:
-    """Return the side of a tile: as asked, or 256 and less where a row of tiles is large."""
+def _cog_takes_its_source_order(options: Mapping[str, str]) -> bool:
+    """Tell whether values in a COG are interleaved as in its source, whatever the option says.
+
+    Before GDAL 3.11 the COG driver has no INTERLEAVE: uncompressed files inherit it, compressed
+    ones are interleaved by pixel.
+    """
+    return not _cog_has_interleave() and options["COMPRESS"] == "NONE"
+
+
+def _tile_side(asked: str | None, meta: CubeMeta, *, cog: bool) -> int:
+    """Return the side of a tile: as asked, or 256, and less where a row of tiles is large."""
     if asked is None:
         side = _TILE
-        while side > 16 and side * meta.row_bytes > LARGEST_BLOCK_BYTES:
+        # a COG is made from strips and needs no row of its tiles in memory
+        while side > 16 and side * meta.row_bytes > LARGEST_BLOCK_BYTES and not cog:
             side //= 2
         return side
-    side = int(asked)
-    if side % 16 or not 16 <= side <= 4096:
+    side, least = int(asked), 128 if cog else 16  # GDAL's least for a COG, TIFF's for tiles
+    if side % 16 or not least <= side <= 4096:
         raise OptionError(
-            f"BLOCKSIZE={asked} is not a multiple of 16 from 16 to 4096", "choose 256 or 512"
+            f"BLOCKSIZE={asked} is not a multiple of 16 from {least} to 4096", "choose 256 or 512"
         )
-    # held, joined and reordered at once
-    needed, limit = 3 * side * meta.row_bytes, default_memory_bytes()
+    # one tile of the COG and its copy; a row of tiles held, joined and reordered
+    pixel_bytes = meta.row_bytes // meta.cols
+    needed = 2 * side * side * pixel_bytes if cog else 3 * side * meta.row_bytes
+    limit = default_memory_bytes()
     if needed > limit:
         raise DataError(
-            f"writing rows of tiles {side} high takes {needed / 1e6:,.0f} MB of memory, "
+            f"writing tiles {side} high takes {needed / 1e6:,.0f} MB of memory, "
             f"{limit / 1e6:,.0f} MB may be used",
             "choose a smaller BLOCKSIZE, or strips",
         )
@@ -260,14 +317,14 @@ def _tile_side(asked: str | None, meta: CubeMeta) -> int:
 
 def _profile(options: Mapping[str, str], meta: CubeMeta) -> tuple[dict[str, Any], int]:
     """Return GDAL's creation options of the file that takes the rows, and how many at once."""
-    # GDAL makes a COG's overviews band by band: from values interleaved by pixel it would read the
-    # whole forerunner once for each band
+    # the plain file of which `_copy_to_cog` makes a COG: strips of one band each
     forerunner = options["DRIVER"] == "COG"
     interleave = "BAND" if forerunner else options["INTERLEAVE"]
     profile: dict[str, Any] = {
         "INTERLEAVE": interleave,
         "COMPRESS": "NONE" if forerunner else options["COMPRESS"],
-        "BIGTIFF": "IF_SAFER" if forerunner else options["BIGTIFF"],
+        # GDAL judges by the image alone, to which overviews are added
+        "BIGTIFF": "YES" if forerunner else options["BIGTIFF"],
         "PHOTOMETRIC": "MINISBLACK",  # three bands of bytes need not be red, green and blue
         # every block is written when its turn comes and none is filled in on closing: a run that
         # is cut off would otherwise write the rest of the file first
@@ -276,7 +333,7 @@ def _profile(options: Mapping[str, str], meta: CubeMeta) -> tuple[dict[str, Any]
     }
     if options["PREDICTOR"] != "1" and not forerunner:
         profile["PREDICTOR"] = options["PREDICTOR"]
-    if options["TILED"] == "YES":
+    if options["TILED"] == "YES" and not forerunner:
         unit = int(options["BLOCKSIZE"])
         profile |= {"TILED": "YES", "BLOCKXSIZE": unit, "BLOCKYSIZE": unit}
     else:
