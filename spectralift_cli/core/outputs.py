@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -199,18 +200,19 @@ def _same_folder(fd: int, folder: Path) -> bool:
 
 def _remove_abandoned(key: Path) -> None:
     """Remove what killed runs left beside `key`; bring back a folder they had set aside."""
-    prefix = f".{key.name}."
+    name = re.escape(key.name)
     for path in key.parent.iterdir():
-        rest = path.name.removeprefix(prefix)
-        if rest == path.name or not path.is_dir():
+        # exactly the names that are made here, so that nobody else's folder is ever touched
+        found = re.fullmatch(rf"\.{name}\.(?:old-)?[0-9a-f]{{8}}(\.part)?", path.name)
+        if found is None or not path.is_dir() or path.is_symlink():
             continue
-        if rest.startswith("old-") and not _is_live(key):
+        if not found[1] and not _is_live(key):
             if key.exists():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):
                     path.rename(key)
-        elif rest.endswith(".part") and _take_lock(path):
+        elif found[1] and _take_lock(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
