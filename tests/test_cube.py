@@ -229,6 +229,13 @@ def test_a_valid_value_that_scales_onto_nodata_stays() -> None:
     np.testing.assert_array_equal(cube.units(), [[[np.nan, 2.0]]])
 
 
+def test_nodata_beyond_float32_is_a_hole_without_a_remark() -> None:
+    lowest = float(np.finfo(np.float64).min)  # GDAL's usual mark
+    for scale in (1.0, 10.0):
+        cube = Cube.of(np.array([[[lowest, 2.0]]]), nodata=lowest, scale=scale)
+        np.testing.assert_array_equal(cube.units(), [[[np.nan, 2.0 * scale]]])
+
+
 def bad_fields() -> Iterator[tuple[str, Any]]:
     yield "wavelengths_nm", [400.0]
     yield "wavelengths_nm", [400.0, np.nan]

@@ -291,6 +291,13 @@ def test_content_decides_where_the_ending_says_nothing(row: Format, tmp_path: Pa
         np.testing.assert_array_equal(read_cube(tmp_path / "download").values, SMALL.values)
 
 
+@every_writable
+def test_a_row_larger_than_the_memory_allowed_is_refused(row: Format, tmp_path: Path) -> None:
+    path = write_cube(output(tmp_path, row), SMALL)[0]
+    with pytest.raises(DataError, match=r"more than the 0 MB allowed"):
+        open_cube(path, memory_bytes=8)
+
+
 def test_folders_and_devices(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither a scene nor a Zarr store"):
         open_cube(tmp_path)

@@ -31,6 +31,7 @@ def test_members_count_and_stay_apart(tmp_path: Path) -> None:
     assert identity(tmp_path / "three") == one
     pair = [tmp_path / "three" / "x.json", tmp_path / "three" / "c" / "0"]
     assert identity(*pair) != identity(pair[0])
+    assert identity(*pair) == identity(*reversed(pair))
 
 
 def test_a_large_file_is_known_by_its_parts(

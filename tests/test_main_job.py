@@ -128,6 +128,20 @@ def test_srf_from_stdin(made: Path, tmp_path: Path) -> None:
     assert "4 -> 12 bands" in done.stdout
 
 
+def test_the_state_of_a_killed_training_is_not_lost_by_starting_again(
+    made: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "m.safetensors.state"
+    state.write_bytes(b"hours of work")
+    words = ["train", str(made / "scene"), "-o", str(tmp_path / "m.safetensors"), "--epochs", "2"]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert "--resume" in done.stderr
+    assert state.read_bytes() == b"hours of work"
+    assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
+    assert not state.exists()
+
+
 def test_dry_runs_write_nothing(made: Path, tmp_path: Path) -> None:
     for words in (
         ["synth", made / "cube.h5", "-o", tmp_path / "s"],
@@ -219,6 +233,9 @@ USAGE = [
     ["train", "scene", "-o", "x.safetensors", "--preset", "magic"],
     ["synth", "cube.h5", "-o", "x", "--sigma", "-1"],
     ["synth", "cube.h5", "-o", "x", "--psf-type", "round"],
+    ["train", "scene", "-o", "x.safetensors", "--history", "x.safetensors"],
+    ["train", "--lr-hsi", "cube.h5", "--srf-file", "s.csv", "-o", "cube.h5", "--overwrite"],
+    ["metrics", "scene", "sharp.tif", "--per-band", "sharp.tif", "--overwrite"],
     ["infer", "model.safetensors", "scene", "-o", "x.xyz"],
     ["metrics", "scene", "sharp.tif", "--mode", "published", "--ratio", "4"],
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -61,9 +62,10 @@ stop()
 # one file; a set of two; a folder, whose first renaming sets the old one aside
 MOMENTS = {
     ".npz": ("half", "fsync.1", "rename.1"),
-    ".npy": ("created", "half", "fsync.2", "unlink.1", "rename.1", "rename.2", "rmtree.1"),
+    ".npy": ("created", "half", "fsync.2", "unlink.1", "rename.1", "rename.2", "rename.3",
+             "rmtree.1"),
     ".zarr": ("half", "rename.1", "rename.2", "rmtree.1"),
-}
+}  # fmt: skip
 
 
 def kill_a_run_at(path: Path, moment: str) -> None:
@@ -122,6 +124,52 @@ def test_folder_set_aside_by_a_killed_run_is_brought_back(tmp_path: Path) -> Non
         write_cube(path, NEW)
     assert [p.name for p in tmp_path.iterdir()] == ["out.zarr"]
     assert read_cube(path).meta.rows == OLD.meta.rows
+
+
+@pytest.mark.parametrize("moment", ["rename.2", "rename.3"])
+def test_set_whose_old_key_is_gone_is_put_in_place_by_the_next_run(
+    tmp_path: Path, moment: str
+) -> None:
+    path = tmp_path / "out.npy"
+    write_cube(path, OLD)
+    kill_a_run_at(path, moment)  # the old key is gone, the new one not yet in place
+    assert not path.exists()
+    with pytest.raises(OutputExistsError):
+        write_cube(path, OLD)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.npy", "out.npy.json"]
+    assert read_cube(path).meta.rows == NEW.meta.rows
+    assert_whole(read_cube(path))
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError], ids=lambda e: e.__name__)
+@pytest.mark.parametrize(("suffix", "rows", "count"), [(".npy", 8, 3), (".zarr", 6, 2)])
+def test_commit_that_fails_between_two_renamings_loses_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    rows: int,
+    count: int,
+    failure: type[BaseException],
+) -> None:
+    path = tmp_path / f"out{suffix}"
+    names = {p.name for p in write_cube(path, OLD)}
+    original, calls = Path.rename, []
+
+    def failing(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == count:
+            raise failure
+        return original(self, target)
+
+    with create_cube(path, NEW.meta, overwrite=True) as writer:
+        writer.write(slice(None), NEW.values)
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises((KeyboardInterrupt, DataError)):
+            writer.commit()
+    assert {p.name for p in tmp_path.iterdir()} == names
+    found = read_cube(path)
+    assert found.meta.rows == rows  # a set is whole and new, a folder comes back
+    assert_whole(found)
 
 
 def test_second_run_leaves_a_live_runs_work_alone(tmp_path: Path) -> None:
@@ -190,6 +238,46 @@ def test_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
         write_cube(path, NEW, overwrite=True)
     assert (path / "chapter1.tex").read_text() == "years of work"
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.zarr"]
+
+
+@pytest.mark.parametrize("name", ["scene.json", "run.json"])
+def test_mark_of_another_program_does_not_make_a_folder_ours(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "game.zarr"
+    path.mkdir()
+    (path / name).write_text('{"schema": "blender.scene/1"}')
+    with pytest.raises(DataError, match="neither empty nor one of ours"):
+        write_cube(path, NEW, overwrite=True)
+    (path / name).write_text(f'{{"schema": "spectralift.{name.removesuffix(".json")}/1"}}')
+    write_cube(path, NEW, overwrite=True)
+    assert_whole(read_cube(path))
+
+
+def test_folders_named_almost_like_ours_are_left_alone(tmp_path: Path) -> None:
+    names = (
+        ".out.npy.deadbeef",
+        ".out.npy.old-deadbeef.part",
+        ".out.npy.notes.part",
+        ".out.npy.old",
+    )
+    for name in names:
+        (tmp_path / name).mkdir()
+    write_cube(tmp_path / "out.npy", NEW)
+    write_cube(tmp_path / "out.npy", NEW, overwrite=True)
+    found = {p.name for p in tmp_path.iterdir()}
+    assert found == {*names, "out.npy", "out.npy.json"}
+
+
+def test_file_system_without_locks_still_takes_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write_cube(tmp_path / "out.npy", OLD)
+    write_cube(tmp_path / "out.npy", NEW, overwrite=True)
+    assert_whole(read_cube(tmp_path / "out.npy"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.npy", "out.npy.json"]
 
 
 def test_file_where_a_folder_goes_and_the_reverse(tmp_path: Path) -> None:

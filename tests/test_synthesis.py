@@ -223,7 +223,7 @@ def test_strips_make_no_difference(
     seen: list[tuple[int, int]] = []
     whole = make(tmp_path, raw, config)[1]
     monkeypatch.setattr(synthesis, "_STRIP_BYTES", 12 * 4 * 4 * 16)
-    monkeypatch.setattr(synthesis, "_BLOCK_BYTES", 12 * 4 * 4 * 7)
+    monkeypatch.setattr(synthesis, "BLOCK_BYTES", 12 * 4 * 4 * 7)
     cut = make(
         tmp_path, raw, config, overwrite=True,
         progress=lambda done, total: seen.append((done, total)),

@@ -23,8 +23,9 @@ from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats.arrays import meta_from_json, meta_to_json
 from spectralift_cli.core.models.base import SpectralModel, build_model
 from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.outputs import write_bytes
 from spectralift_cli.core.sensors.response import Srf
-from spectralift_cli.core.tensorfile import dump_tensors, load_tensors, save_tensors
+from spectralift_cli.core.tensorfile import dump_tensors, load_tensors
 
 FORMAT = 1
 _SCHEMA = "spectralift.checkpoint"
@@ -138,7 +139,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, overwrite: bool = Fal
         OutputExistsError: it exists and `overwrite` is false.
         DataError: it cannot be written.
     """
-    save_tensors(checkpoint.to_bytes(), path, overwrite=overwrite)
+    write_bytes(path, checkpoint.to_bytes(), overwrite=overwrite)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

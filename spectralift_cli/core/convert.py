@@ -83,8 +83,13 @@ class Recoding:
         if target.kind == "f":
             low, high = -float(np.finfo(target).max), float(np.finfo(target).max)
         else:
-            low, high = np.iinfo(target).min, np.iinfo(target).max
-        outside = mask & ((values < low) | (values > high))
+            low, high = int(np.iinfo(target).min), int(np.iinfo(target).max)
+        if target.kind != "f" and values.dtype.kind == "f":
+            # as a float, 2^63 - 1 would be 2^63; the power of two itself is exact
+            is_above = values >= float(high + 1)
+        else:
+            is_above = values > high
+        outside = mask & ((values < low) | is_above)
         if target.kind == "f" and values.dtype.kind == "f":
             outside &= np.isfinite(values)
         count = int(outside.sum())
@@ -98,8 +103,10 @@ class Recoding:
 
     def _keep_off_nodata(self, out: AnyArray, mask: AnyArray) -> AnyArray:
         nodata = self.target.nodata
+        if nodata is None:
+            return out
         clash = mask & (out == nodata)
-        if nodata is None or not clash.any():
+        if not clash.any():
             return out
         if not (self.rescale and self.target.dtype.kind != "f"):
             raise DataError(
@@ -218,10 +225,11 @@ def convert(
             if window is not None:
                 raise OptionError("--window and --bounds exclude each other", "give one of them")
             window = window_of_bounds(reader.meta, bounds)
-        recipe = {
+        asked = {
             "bands": bands, "drop_bad_bands": drop_bad_bands, "window": window and list(window),
             "dtype": dtype, "scale": scale, "offset": offset, "nodata": nodata,
         }  # fmt: skip
+        recipe = {k: v for k, v in asked.items() if v is not None and v is not False}
         source: CubeReader = reader
         if chosen is not None or window is not None:
             source = SelectedReader(reader, chosen, window)
@@ -229,7 +237,7 @@ def convert(
         meta = source.meta.replace(
             provenance=provenance(
                 "convert",
-                {key: value for key, value in recipe.items() if value not in (None, False)},
+                {**recipe, **reader.choices},
                 {"cube": identity(*reader.files)},
                 earlier=reader.meta.provenance,
             )

@@ -239,10 +239,11 @@ def to_units(block: AnyArray, meta: CubeMeta) -> NDArray[np.float32]:
         (rows, cols, bands) float32; computed in float64 where stored values are scaled.
     """
     mask = valid_mask(block, meta)
-    if meta.is_scaled:
-        units = (block * np.float64(1) * meta.scale + meta.offset).astype(np.float32)
-    else:
-        units = block.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # of float64's nodata values
+        if meta.is_scaled:
+            units = (block * np.float64(1) * meta.scale + meta.offset).astype(np.float32)
+        else:
+            units = block.astype(np.float32)
     units[~mask] = np.nan
     return units
 
@@ -261,6 +262,8 @@ class CubeReader(ABC):
         meta: the metadata.
         format_name: the format's name in the table.
         layout: facts about the file for `info` (interleave, compression, variable, ...).
+        choices: what the user said of the file that its values or metadata depend on, JSON-ready;
+            part of the provenance of whatever is made of it.
         streams: whether `read` touches little more than the rows that are asked for.
         block_rows: the number of rows that is natural to read at once.
     """
@@ -272,6 +275,7 @@ class CubeReader(ABC):
         self.path = path
         self.meta = meta
         self.layout: dict[str, Any] = dict(layout or {})
+        self.choices: dict[str, Any] = {}
         self.block_rows = max(1, min(meta.rows, BLOCK_BYTES // max(1, meta.row_bytes)))
 
     @property

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from spectralift_cli.core.config import TrainConfig, to_json
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.tensorfile import dump_tensors, load_tensors, save_tensors
+from spectralift_cli.core.outputs import write_bytes
+from spectralift_cli.core.tensorfile import dump_tensors, load_tensors
 
 _SCHEMA = "spectralift.training-state/1"
 _KIND = "the state of a training"
@@ -66,7 +67,7 @@ def save_state(state: FitState, path: Path, fitting: Mapping[str, Any]) -> None:
     """
     tensors = {field.name: getattr(state, field.name) for field in fields(state)}
     data = dump_tensors(tensors, {"schema": _SCHEMA, "fitting": dict(fitting)})
-    save_tensors(data, path, overwrite=True)
+    write_bytes(path, data, overwrite=True)
 
 
 def load_state(path: Path, fitting: Mapping[str, Any], parameters: int, epochs: int) -> FitState:

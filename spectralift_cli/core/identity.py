@@ -7,6 +7,7 @@ hosts, threads, workers or devices.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ def identity(*paths: Path) -> dict[str, Any]:
     middle and last MB of each file (and of the whole of files smaller than 3 MB).
 
     Args:
-        paths: the files, or folders, that make up the input (an ENVI header and its data).
+        paths: the files, or folders, that make up the input (an ENVI header and its data), in any
+            order.
 
     Returns:
         {"size": bytes, "sha256": hex} or {"size": bytes, "sha256_of_parts": hex}.
     """
-    files = [file for path in paths for file in _files(path)]
+    # in one order, whichever of an image's files was named
+    files = sorted((f for path in paths for f in _files(path)), key=lambda file: file[0])
     sizes = [file.stat().st_size for _, file in files]
     whole = sum(sizes) < _WHOLE_BYTES
     digest = hashlib.sha256()
@@ -77,7 +80,8 @@ def provenance(
 
     Args:
         command: which made it.
-        options: those that determine values, resolved, JSON-ready.
+        options: those that determine values, resolved, JSON-ready; a float that is not finite,
+            which JSON has not, becomes a text.
         inputs: role -> `identity`.
         earlier: the main input's own provenance; anything else than ours is left out.
     """
@@ -85,7 +89,10 @@ def provenance(
     step = {
         "command": command,
         "version": __version__,
-        "options": dict(options),
+        "options": {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in options.items()
+        },
         "inputs": {role: dict(found) for role, found in inputs.items()},
     }
     known = [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []

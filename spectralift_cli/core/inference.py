@@ -235,10 +235,16 @@ def infer(
         checkpoint, hr_msi.meta, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
         batch_size=batch_size, device=device, threads=threads, source=hr_msi.path,
     )  # fmt: skip
+    given = {"scale": scale, "offset": offset, "nodata": nodata}
     meta = plan.meta.replace(
         provenance=provenance(
             "infer",
-            {**to_json(config), "dtype": plan.meta.dtype.name},
+            {
+                **to_json(config),
+                "dtype": plan.meta.dtype.name,
+                **{key: value for key, value in given.items() if value is not None},
+                **hr_msi.choices,
+            },
             {"model": checkpoint.identity(), "hr_msi": identity(*hr_msi.files)},
             earlier=checkpoint.provenance,
         )

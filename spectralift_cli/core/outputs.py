@@ -6,25 +6,34 @@ flock while its run lives, so a later run can tell what a killed one left behind
 
 A set of members (an ENVI header and its data, an array and its sidecar) has a *key* member: the one
 without which the set cannot be read. The old key is removed first and the new key renamed in last,
-so an interruption leaves no readable set rather than a mix of two.
+so an interruption leaves no readable set rather than a mix of two. Before the old key goes, the
+private folder's name says that the new set is whole (`.NAME.<id>.whole.part`): of a run that was
+killed between the two, the next one moves what is left into place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from spectralift_cli.core.errors import DataError, OutputExistsError
 
-_FOLDER_MARKERS = ("zarr.json", ".zgroup", ".zarray", "scene.json", "run.json")
+# files that mark a folder as one that may be replaced, and what they hold where others use the name
+_FOLDER_MARKERS = {
+    "scene.json": b'"spectralift.scene/', "run.json": b'"spectralift.run/',
+    "zarr.json": b"", ".zgroup": b"", ".zarray": b"",
+}  # fmt: skip
+_MARKER_BYTES = 4 * 2**20
+_WHOLE = ".whole.part"
 
 
 class Staging:
@@ -95,7 +104,9 @@ class Staging:
                 fd = os.open(folder, os.O_RDONLY)
             except FileNotFoundError:
                 continue  # a clean-up of another run came between
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            # a file system without locks looks as if every run lived: nothing is cleaned up there
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
             if _same_folder(fd, folder):
                 self._lock_fd = fd
                 return folder
@@ -117,21 +128,23 @@ class Staging:
             for member in self.members:
                 _sync(self.path(member))
             self._replace()
-        except OSError as error:
+        except BaseException as error:
             self.abort()
-            raise DataError(
-                f"{self.key}: cannot be written ({error.strerror})",
-                "free some room or choose another folder",
-            ) from error
-        except BaseException:
-            self.abort()
+            with contextlib.suppress(OSError):
+                _remove_abandoned(self.key)  # a folder that was set aside comes back
+            if isinstance(error, OSError):
+                raise _unwritable(self.key, error) from error
             raise
         self.abort()  # removes the private folder, now empty
         return (self.key, *(m for m in self.members if m != self.key))
 
     def _replace(self) -> None:
         retired: list[Path] = []
-        first = (self.key, *self._stale) if len(self.members) > 1 else self._stale
+        is_set = len(self.members) > 1
+        if is_set and os.path.lexists(self.key):
+            whole = self.folder.with_name(self.folder.name.removesuffix(".part") + _WHOLE)
+            self.folder = self.folder.rename(whole)
+        first = (self.key, *self._stale) if is_set else self._stale
         for path in first:
             if os.path.lexists(path) and not path.is_dir():
                 path.unlink()
@@ -147,10 +160,13 @@ class Staging:
             shutil.rmtree(old, ignore_errors=True)
 
     def abort(self) -> None:
-        """Remove the private folder and whatever is in it."""
+        """Remove the private folder and whatever is in it.
+
+        A set whose old key is gone already is put in place all the same.
+        """
         if self._lock_fd < 0:
             return
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _clear(self.folder, self.key)
         os.close(self._lock_fd)
         self._lock_fd = -1
 
@@ -166,8 +182,8 @@ class Staging:
         self.abort()
 
 
-def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """Write a text file atomically.
+def write_bytes(path: Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write a file atomically.
 
     Raises:
         OutputExistsError: it exists and `overwrite` is false.
@@ -175,18 +191,32 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
     """
     with Staging(path, overwrite=overwrite) as stage:
         try:
-            stage.path().write_text(text, encoding="utf-8")
+            stage.path().write_bytes(data)
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror})",
-                "free some room or choose another folder",
-            ) from error
+            raise _unwritable(path, error) from error
         stage.commit()
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write a text file atomically, in UTF-8; errors as for `write_bytes`."""
+    write_bytes(path, text.encode(), overwrite=overwrite)
 
 
 def is_our_folder(folder: Path) -> bool:
     """Tell whether a folder is empty or carries the mark of a scene, a run or a Zarr store."""
-    return any((folder / name).is_file() for name in _FOLDER_MARKERS) or not any(folder.iterdir())
+    for name, mark in _FOLDER_MARKERS.items():
+        if not (folder / name).is_file():
+            continue
+        with contextlib.suppress(OSError), (folder / name).open("rb") as file:
+            if mark in file.read(_MARKER_BYTES):
+                return True
+    return not any(folder.iterdir())
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be written ({error.strerror})", "free some room or choose another folder"
+    )
 
 
 def _same_folder(fd: int, folder: Path) -> bool:
@@ -200,44 +230,65 @@ def _same_folder(fd: int, folder: Path) -> bool:
 
 def _remove_abandoned(key: Path) -> None:
     """Remove what killed runs left beside `key`; bring back a folder they had set aside."""
-    name = re.escape(key.name)
+    # exactly the names that are made here, so that nobody else's folder is ever touched
+    ours = re.compile(rf"\.{re.escape(key.name)}\.(old-)?[0-9a-f]{{8}}((?:\.whole)?\.part)?")
     for path in key.parent.iterdir():
-        # exactly the names that are made here, so that nobody else's folder is ever touched
-        found = re.fullmatch(rf"\.{name}\.(?:old-)?[0-9a-f]{{8}}(\.part)?", path.name)
-        if found is None or not path.is_dir() or path.is_symlink():
+        found = ours.fullmatch(path.name)
+        if found is None or bool(found[1]) == bool(found[2]):
             continue
-        if not found[1] and not _is_live(key):
+        if not path.is_dir() or path.is_symlink():
+            continue
+        if found[2]:
+            with _locked(path) as is_abandoned:
+                if is_abandoned:
+                    _clear(path, key)
+        elif not _is_live(key):
             if key.exists():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):
                     path.rename(key)
-        elif found[1] and _take_lock(path):
-            shutil.rmtree(path, ignore_errors=True)
+
+
+def _clear(folder: Path, key: Path) -> None:
+    """Remove a private folder, after putting in place a whole set whose old key is gone."""
+    cut_off = folder.name.endswith(_WHOLE) and not os.path.lexists(key)
+    if cut_off and (folder / key.name).exists():
+        try:
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == key.name):
+                path.rename(key.parent / path.name)  # the key last
+        except OSError:
+            return  # a later run tries again
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_live(key: Path) -> bool:
     """Tell whether another run is preparing the same output right now."""
-    return any(not _take_lock(p) for p in key.parent.glob(f".{_escape(key.name)}.*.part"))
+    for path in key.parent.glob(f".{glob.escape(key.name)}.*.part"):
+        with _locked(path) as is_abandoned:
+            if not is_abandoned:
+                return True
+    return False
 
 
-def _escape(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _take_lock(folder: Path) -> bool:
-    """Tell whether the folder's lock is free, that is, whether its run is gone."""
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock if it is free, that is, if its run is gone; yield whether it is."""
     try:
         fd = os.open(folder, os.O_RDONLY)
     except OSError:
-        return False
+        yield False
+        return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            is_free = False
+        else:
+            is_free = True
+        yield is_free
     finally:
         os.close(fd)
-    return True
 
 
 def _sync(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Self, TypeGuard
 from spectralift_cli.core.cube import CubeReader
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import open_cube
+from spectralift_cli.core.formats.arrays import strict_json
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.outputs import Staging
 
@@ -262,7 +263,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
     if len(text) > _JSON_BYTES:
         _damaged(source, f"it is larger than {_JSON_BYTES:,} bytes")
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = strict_json(text)
     except (ValueError, RecursionError) as error:
         _damaged(source, f"it is not JSON ({error})")
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -272,10 +273,6 @@ def _read_document(folder: Path) -> dict[str, Any]:
             "make the scene again, or use the version of spectralift that made it",
         )
     return dict(document)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _damaged(source: Path, what: str) -> NoReturn:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig,
 from spectralift_cli.core.cube import CubeReader, Progress, no_progress
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
-from spectralift_cli.core.fitstate import discard_state
+from spectralift_cli.core.fitstate import discard_state, state_path_of
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.identity import identity
@@ -242,11 +243,17 @@ def train(
         OutputExistsError: an output exists and `overwrite` is false.
     """
     output = Path(output)
-    _check_absent(output, overwrite)
+    read = [p for p in (inputs.lr_hsi, inputs.hr_msi, inputs.response.srf_file) if p is not None]
+    _check_absent(output, overwrite, apart_from=read)
     if history_file is not None:
-        _check_absent(Path(history_file), overwrite)
+        _check_absent(Path(history_file), overwrite, apart_from=[output, *read])
     device = resolve_device(execution.device)
-    state = output.with_name(output.name + ".state")
+    state = state_path_of(output)
+    if state.exists() and not resume and not overwrite:
+        raise OutputExistsError(
+            f"{state}: a training that was killed left its state",
+            "--resume continues it, --overwrite starts afresh",
+        )
     opened = _open_training(inputs)
     with opened.reader as reader:
         trained = train_model(
@@ -269,9 +276,14 @@ def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
         return plan_training(load_pairs(reader, opened.srf, scaling=opened.scaling), config)
 
 
-def _check_absent(path: Path, overwrite: bool) -> None:
-    """Refuse an existing output before any work is done."""
-    if path.exists() and not overwrite:
+def _check_absent(path: Path, overwrite: bool, *, apart_from: Sequence[AnyPath] = ()) -> None:
+    """Refuse an output that exists or is also another file of the same command, before any work."""
+    for other in apart_from:
+        if path.resolve() == Path(other).resolve():
+            raise OptionError(
+                f"{path} is named twice, as an output and as another file", "choose another name"
+            )
+    if os.path.lexists(path) and not overwrite:
         raise OutputExistsError(f"{path}: exists already", "--overwrite replaces it")
     if not path.parent.is_dir():
         raise DataError(
@@ -387,7 +399,7 @@ def evaluate(
         OutputExistsError: the CSV exists and `overwrite` is false.
     """
     if per_band_file is not None:
-        _check_absent(Path(per_band_file), overwrite)
+        _check_absent(Path(per_band_file), overwrite, apart_from=[reference, prediction])
     config = config or MetricsConfig()
     path, scene = pairs.reference_image(Path(reference))
     if scene is not None and config.ratio is None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from spectralift_cli.core.config import SynthConfig, to_json
 from spectralift_cli.core.cube import (
+    BLOCK_BYTES,
     CubeMeta,
     CubeReader,
     FloatArray,
@@ -52,7 +53,6 @@ from spectralift_cli.core.sensors.srf import (
 )
 
 _STRIP_BYTES = 128 * 2**20
-_BLOCK_BYTES = 16 * 2**20
 # an MSI value more of whose response than this falls on holes is a hole: enough for the far tails
 # of a Gaussian response, too little to bias the value
 _MAX_SPECTRAL_HOLE_SHARE = 0.01
@@ -105,7 +105,7 @@ class SynthPlan:
         """The memory it takes, roughly."""
         halo = 2 * self.degradation.blur.halo[0]
         strip = min(self.gt.rows, max(self.strip_rows, 2 * halo) + halo) * self.gt.row_bytes
-        return 2 * strip + 4 * _BLOCK_BYTES + 2 * (self.hr_msi.nbytes + self.lr_hsi.nbytes)
+        return 2 * strip + 4 * BLOCK_BYTES + 2 * (self.hr_msi.nbytes + self.lr_hsi.nbytes)
 
     def file_name(self, role: str) -> str:
         """Return the file name of a cube's role."""
@@ -215,7 +215,7 @@ def synthesize(
         )
     history = provenance(
         "synth",
-        plan.options,
+        {**plan.options, **source.choices},
         {"cube": identity(*source.files)},
         earlier=source.meta.provenance,
     )
@@ -248,7 +248,7 @@ class _Work:
         self._plan = plan
         self._progress = progress
         self._done = 0
-        self._block_rows = max(1, _BLOCK_BYTES // plan.gt.row_bytes)
+        self._block_rows = max(1, BLOCK_BYTES // plan.gt.row_bytes)
 
     def _read(self, rows: slice) -> _FloatBlock:
         block = self._cube.read_units(rows)

@@ -7,18 +7,17 @@ random order. Everything a header promises is compared with the file's size befo
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.formats.arrays import dump_json, strict_json
 from spectralift_cli.core.resources import default_memory_bytes
 
 _KEY = "spectralift"
@@ -31,33 +30,10 @@ _DISGUISES = (
 )
 
 
-def canonical_json(document: Mapping[str, Any]) -> str:
-    """Return JSON with sorted keys, without spaces or NaN: the same document, the same text."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def dump_tensors(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> bytes:
     """Return the bytes of a tensor file; the same contents give the same bytes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(contiguous, {_KEY: canonical_json(document)})
-
-
-def save_tensors(data: bytes, path: Path, *, overwrite: bool) -> None:
-    """Write what `dump_tensors` returned; the file appears whole or not at all.
-
-    Raises:
-        OutputExistsError: it exists and `overwrite` is false.
-        DataError: it cannot be written.
-    """
-    with Staging(path, overwrite=overwrite) as stage:
-        try:
-            stage.path().write_bytes(data)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror})",
-                "free some room or choose another folder",
-            ) from error
-        stage.commit()
+    return safetensors.torch.save(contiguous, {_KEY: dump_json(document)})
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -132,15 +108,8 @@ def _document(data: bytes, path: Path, kind: str) -> dict[str, Any]:
 
 
 def _parse(text: str | bytes, path: Path, kind: str) -> dict[str, Any]:
-    def refuse(word: str) -> NoReturn:
-        raise ValueError(f"{word} is not JSON")
-
-    def finite(word: str) -> float:
-        value = float(word)
-        return value if math.isfinite(value) else refuse(word)
-
     try:
-        parsed = json.loads(text, parse_constant=refuse, parse_float=finite)
+        parsed = strict_json(text)
         # half a surrogate pair is JSON but no text that any output could hold
         json.dumps(parsed, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

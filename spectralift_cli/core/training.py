@@ -267,7 +267,7 @@ def train(
         },
         provenance=provenance(
             "train",
-            to_json(config),
+            {**to_json(config), **lr_hsi.choices},
             {"lr_hsi": identity_of(*lr_hsi.files), **(inputs or {})},
             earlier=lr_hsi.meta.provenance,
         ),

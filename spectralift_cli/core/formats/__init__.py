@@ -270,6 +270,8 @@ def open_cube(
             f"{path}: --var does not apply to {row.name}, which holds one image",
             "leave --var out",
         )
+    from spectralift_cli.core.formats import arrays
+
     opener: Callable[..., CubeReader] = _resolve(row.opener, row)
     try:
         reader = opener(path, request)
@@ -278,11 +280,23 @@ def open_cube(
             f"{path}: cannot be opened ({error.strerror or error})", "check its permissions"
         ) from error
     reader.format_name = row.name
+    try:
+        # of a sparse file a few bytes can make any number of values
+        arrays.check_memory(reader.meta.row_bytes, request, f"{path}: a row")
+    except DataError:
+        reader.close()
+        raise
+    if var is not None:
+        reader.choices["var"] = reader.layout.get("variable", var)
+    if axis_order is not None:
+        reader.choices["axis_order"] = axis_order
     if wavelengths is not None:
         from spectralift_cli.core.formats.spectral import read_wavelengths
+        from spectralift_cli.core.identity import identity
 
         try:
             centres_nm, fwhm_nm = read_wavelengths(Path(wavelengths))
+            reader.choices["wavelengths"] = identity(Path(wavelengths))
             reader.meta = reader.meta.replace(wavelengths_nm=centres_nm, fwhm_nm=fwhm_nm)
         except BaseException:
             reader.close()

@@ -197,6 +197,7 @@ def meta_from_json(
         if fields.get("band_names") is not None:
             known["band_names"] = tuple(str(v) for v in fields["band_names"])
         if isinstance(fields.get("provenance"), Mapping):
+            dump_json(fields["provenance"])  # raises where a reader let NaN pass
             known["provenance"] = dict(fields["provenance"])
         return CubeMeta(shape=shape, dtype=dtype, **known)
     except DataError as error:
@@ -269,12 +270,29 @@ def dump_json(fields: Mapping[str, Any]) -> str:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def strict_json(text: str | bytes) -> Any:
+    """Return what JSON holds; NaN and infinity, which Python's parser takes, could not be written.
+
+    Raises:
+        ValueError: it is not JSON, or holds a number that is not finite.
+        RecursionError: it is nested too deeply.
+    """
+
+    def finite(word: str) -> float:
+        value = float(word)
+        if not math.isfinite(value):
+            raise ValueError(f"{word} is not a JSON number")
+        return value
+
+    return json.loads(text, parse_constant=finite, parse_float=finite)
+
+
 def parse_json(text: str | bytes, source: object) -> dict[str, Any]:
     """Return a JSON object found in a file; {} with a warning if it is none or over 1 MB."""
     parsed: Any = None
     if len(text) <= _JSON_LIMIT:
         try:
-            parsed = json.loads(text)
+            parsed = strict_json(text)
         except (ValueError, RecursionError):
             parsed = None
     if not isinstance(parsed, dict):

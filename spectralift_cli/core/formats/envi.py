@@ -23,7 +23,6 @@ from spectralift_cli.core.formats.envi_header import EnviHeader, read_envi_heade
 from spectralift_cli.core.formats.envi_meta import format_meta, read_meta
 from spectralift_cli.core.formats.rawio import pread_into, pwrite_all
 from spectralift_cli.core.outputs import Staging
-from spectralift_cli.core.resources import default_memory_bytes
 
 _DATA_TYPES = {
     1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8",
@@ -182,13 +181,6 @@ def _check_size(
         _warn(
             f"{data}: has {there:,} bytes, the header describes {offset + promised:,}; "
             "what follows them is not read"
-        )
-    row_bytes, limit = promised // shape[0], default_memory_bytes()
-    if row_bytes > limit:
-        raise DataError(
-            f"{data}: one row takes {row_bytes / 1e6:,.0f} MB, more than the "
-            f"{limit / 1e6:,.0f} MB of memory that may be used",
-            "check samples and bands in the header, or use a larger machine",
         )
 
 

@@ -32,14 +32,6 @@ class Degradation:
     blur: Blur
     area: AreaMean
 
-    def lr_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Return (h, w) of an HR image (H, W).
-
-        Raises:
-            DataError: the ratio is larger than a side.
-        """
-        return self.area.lr_size(shape[0]), self.area.lr_size(shape[1])
-
     def __call__(self, values: AnyArray) -> AnyArray:
         """Degrade a cube (H, W, B), NaN in holes, to (h, w, B) of the same floating type."""
         rows = slice(0, values.shape[0])
