@@ -242,6 +242,12 @@ def train(
         OutputExistsError: an output exists and `overwrite` is false.
     """
     output = Path(output)
+    config = config or TrainConfig()
+    if history_file is not None and config.preset == "auto":
+        raise OptionError(
+            "--history does not apply to the preset auto, whose fits have no epochs in common",
+            "it belongs to --preset paper",
+        )
     _check_absent(output, overwrite)
     if history_file is not None:
         _check_absent(Path(history_file), overwrite)
@@ -250,7 +256,7 @@ def train(
     opened = _open_training(inputs)
     with opened.reader as reader:
         trained = train_model(
-            reader, opened.srf, config or TrainConfig(),
+            reader, opened.srf, config,
             scaling=opened.scaling, device=device, threads=execution.threads,
             progress=execution.progress, announce=announce, state_path=state,
             save_every_s=save_every_s, resume=resume, inputs=opened.identities,
