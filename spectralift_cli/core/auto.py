@@ -33,9 +33,10 @@ Floats = NDArray[np.float64]
 
 LEAST_PIXELS = 64
 _COMPONENTS = 12  # of the prior: more hold noise, fewer lose rare spectra
-_SEEN_SCORES = 8  # of these, what the networks see
 _LEARNING_SCALE, _JUDGING_SCALE = 2, 4
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_FEW_MEMBERS_FROM = 1500  # LR pixels
+_RIDGE_SPLITS = 3
 _MARGIN = 1.0  # standard deviations beyond the training range, where the clamp begins
 _SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
 _FLAT = 1e-4  # a band that varies by less than this part of the liveliest one says nothing
@@ -159,7 +160,7 @@ def _pixel_features(lr_msi: FloatPixels, bands: int) -> _Features:
 
 def _prior_features(u: FloatPixels, srf: Floats, subspace: Subspace) -> _Features:
     """Features of u = [MSI (M), scores (K)]: the MSI, what it has beyond the prior's, the scores."""
-    count, seen = len(srf), min(_SEEN_SCORES, len(subspace.basis))
+    count, seen = len(srf), len(subspace.basis)
     mean, inverse = _deviation(u[:, :count])
     matrix = np.zeros((u.shape[1], 2 * count + seen))
     shift = np.zeros(2 * count + seen)
@@ -173,7 +174,7 @@ def _prior_features(u: FloatPixels, srf: Floats, subspace: Subspace) -> _Feature
     shift[count : 2 * count] *= inverse
     matrix[count : count + seen, 2 * count :] = np.eye(seen)
     base = np.vstack([np.zeros((count, len(subspace.mean))), subspace.basis])
-    return _Features(matrix, shift, 2 * count, (base, subspace.mean))
+    return _Features(matrix, shift, 2 * count + seen, (base, subspace.mean))
 
 
 def _fit_line(u: FloatPixels, y: FloatPixels, features: _Features, ridge: float) -> _Line:
@@ -223,6 +224,7 @@ class _Problem:
         srf: Floats,
         valid: BoolArray,
         shape: tuple[int, int],
+        seed: int,
     ) -> None:
         self.shape, self.valid, self.srf = shape, valid, srf
         self.x, self.y = lr_msi, lr_hsi
@@ -233,8 +235,9 @@ class _Problem:
         grid = np.zeros((valid.size, len(self.subspace.basis)), np.float32)
         grid[pixels] = self.subspace.scores(lr_hsi)
         self.grid = filled(grid.reshape(*shape, -1), valid.reshape(shape))
-        self.learning = self._sample(scale_pairs(self.grid, _LEARNING_SCALE))
-        judging = self._sample(scale_pairs(self.grid, _JUDGING_SCALE))
+        rng, noise = np.random.default_rng(seed), self.subspace.noise
+        self.learning = self._sample(scale_pairs(self.grid, _LEARNING_SCALE, noise, rng))
+        judging = self._sample(scale_pairs(self.grid, _JUDGING_SCALE, noise, rng))
         self.judging = judging if judging is not None else self.learning
 
     def _sample(self, pairs: ScalePairs | None) -> _Sample | None:
@@ -274,7 +277,7 @@ def fit_auto(
         threads: at most; None for all this process may use. Changes no byte of the result.
         progress: called as progress(fits done, all fits).
     """
-    problem = _Problem(lr_msi, lr_hsi, srf, valid, shape)
+    problem = _Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed)
     wanted = _OF_MODEL[config.model or "ensemble"]
     samples = {False: problem.pixel, True: problem.learning}
     wanted = tuple(name for name in wanted if samples[name.startswith("prior")] is not None)
@@ -341,10 +344,7 @@ class _Search:
 
     def run(self) -> AutoFit:
         """Validate, choose, fit."""
-        # the splits that lie apart first: two neighbours would hold out much the same
-        order = [0, 2, 1, 3]
-        splits = [self._splits[i] for i in order if i < len(self._splits)]
-        splits = splits[: self._effort.validation_splits]
+        splits = self._splits[: self._effort.validation_splits]
         needs_nets = any(name.endswith("mlp") for name in self._wanted)
         pieces = [(kind, split) for split in range(len(splits)) for kind in self._kinds]
         self._all = len(pieces) * needs_nets + len(self._kinds)
@@ -384,9 +384,11 @@ class _Search:
 
     def _size(self, members: int, share: float = 1.0) -> NetSize:
         pixels = len(self._problem.x)
-        batch = 1 << int(np.clip(np.log2(max(pixels, 1) / 6), 5, 10))
+        batch = 1 << int(np.clip(np.log2(max(pixels, 1) / 6), 5, 9))
         steps = share * self._effort.steps * np.clip(np.sqrt(pixels / 1000), 0.7, 4)
-        return NetSize(members=members, steps=int(steps), batch=batch)
+        # many pixels leave little to average away, and time is then better spent on steps
+        fewer = int(np.ceil(members * min(1.0, np.sqrt(_FEW_MEMBERS_FROM / pixels))))
+        return NetSize(members=fewer, steps=int(steps), batch=batch)
 
     def _fit(self, kind: bool, sample: _Sample, ridge: float, size: NetSize, number: int) -> _Part:
         line = _fit_line(sample.u, sample.y, self._problem.features(sample), ridge)
@@ -401,7 +403,7 @@ class _Search:
         """Return the ridge whose lines score best on all splits."""
         total = np.zeros(len(_RIDGES))
         sample = self._learning(kind)
-        for split in self._splits:
+        for split in self._splits[:_RIDGE_SPLITS]:
             training, judged = sample.where(split.training), self._judged(kind, split)
             features = self._problem.features(training)
             for index, ridge in enumerate(_RIDGES):

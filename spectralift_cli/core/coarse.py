@@ -27,11 +27,13 @@ class Subspace:
         mean: (B,)
         basis: (K, B), scores @ basis + mean are spectra.
         projection: (B, K), (spectra - mean) @ projection are scores, of variance 1 each.
+        noise: (K,) standard deviation of the scores' noise, by the components that are left out.
     """
 
     mean: Floats
     basis: Floats
     projection: Floats
+    noise: Floats
 
     @classmethod
     def of(cls, spectra: FloatPixels, components: int) -> Subspace:
@@ -43,12 +45,14 @@ class Subspace:
         whitened = (values - mean) / rms
         variances, axes = np.linalg.eigh(whitened.T @ whitened / len(values))
         chosen = np.argsort(variances)[::-1][:components]
+        floor = float(np.median(variances[: max(1, len(variances) - components)]))
         chosen = chosen[variances[chosen] > 1e-12]
         axes = axes[:, chosen]
         # the sign of an eigenvector is arbitrary: fixed, so that it cannot differ between runs
         axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1, 1)
         deviation = np.sqrt(variances[chosen])
-        return cls(mean, (axes * deviation).T * rms, axes / rms[:, None] / deviation)
+        noise = np.sqrt(max(floor, 0.0)) / deviation
+        return cls(mean, (axes * deviation).T * rms, axes / rms[:, None] / deviation, noise)
 
     def scores(self, spectra: FloatPixels) -> FloatPixels:
         """Return (..., K) scores of spectra (..., B)."""
@@ -79,8 +83,8 @@ def interpolate(grid: FloatPixels, rows: int, cols: int) -> FloatPixels:
     left, right = _between(grid.shape[1], cols)
     below, beside = np.minimum(top + 1, len(grid) - 1), np.minimum(left + 1, grid.shape[1] - 1)
     tall = grid[top] * (1 - down)[:, None, None] + grid[below] * down[:, None, None]
-    wide: FloatPixels = tall[:, left] * (1 - right)[:, None] + tall[:, beside] * right[:, None]
-    return wide.astype(np.float32, copy=False)
+    wide = tall[:, left] * (1 - right)[:, None] + tall[:, beside] * right[:, None]
+    return wide.astype(np.float32)
 
 
 def _between(size: int, count: int) -> tuple[NDArray[np.int64], FloatPixels]:
@@ -107,8 +111,13 @@ class ScalePairs:
         return ScalePairs(self.pixels[kept], self.scores[kept])
 
 
-def scale_pairs(grid: FloatPixels, factor: int) -> ScalePairs | None:
+def scale_pairs(
+    grid: FloatPixels, factor: int, noise: Floats, rng: np.random.Generator
+) -> ScalePairs | None:
     """Average a grid over factor x factor pixels, at every phase, and interpolate it back.
+
+    The means have less noise than the pixels; they get as much, so that the prior is trusted
+    as far as the LR-HSI itself deserves.
 
     Wald, Ranchin and Mangolini, Photogrammetric Engineering and Remote Sensing 63 (1997): what
     holds between two scales is learned between the next coarser two.
@@ -116,6 +125,8 @@ def scale_pairs(grid: FloatPixels, factor: int) -> ScalePairs | None:
     Args:
         grid: (h, w, K) scores of the LR-HSI.
         factor: at least 2.
+        noise: (K,) standard deviation of the scores' noise.
+        rng: draws what the means lack of it.
 
     Returns:
         The pairs, or None where the grid has no two such pixels a side.
@@ -129,6 +140,8 @@ def scale_pairs(grid: FloatPixels, factor: int) -> ScalePairs | None:
                 continue
             part = grid[a : a + rows * factor, b : b + cols * factor]
             coarse = part.reshape(rows, factor, cols, factor, count).mean(axis=(1, 3))
+            lacking = noise * np.sqrt(1 - factor**-2)
+            coarse = (coarse + lacking * rng.standard_normal(coarse.shape)).astype(np.float32)
             scores.append(interpolate(coarse, *part.shape[:2]).reshape(-1, count))
             at: Any = np.arange(a, a + part.shape[0])[:, None] * w + np.arange(b, b + part.shape[1])
             pixels.append(at.ravel())
