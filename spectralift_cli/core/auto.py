@@ -25,7 +25,7 @@ from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, Progress, no_progress
 from spectralift_cli.core.devices import Workers, check_threads
 from spectralift_cli.core.errors import SpectraliftWarning
-from spectralift_cli.core.holdout import Errors, Split, block_splits
+from spectralift_cli.core.holdout import Errors, Split, block_splits, inner_pixels
 from spectralift_cli.core.netfit import Nets, NetSize, fit_nets
 
 FloatPixels = NDArray[np.float32]
@@ -37,6 +37,7 @@ _LEARNING_SCALE, _JUDGING_SCALE = 2, 4
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _FEW_MEMBERS_FROM = 1500  # LR pixels
 _RIDGE_SPLITS = 3
+_BORDER_GAIN = 0.98  # held-out squared error below which LR pixels at the border are left out
 _MARGIN = 1.0  # standard deviations beyond the training range, where the clamp begins
 _SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
 _FLAT = 1e-4  # a band that varies by less than this part of the liveliest one says nothing
@@ -339,6 +340,8 @@ class _Search:
         self._threads = check_threads(threads)
         self._progress = progress
         self._done, self._all = 0, 1
+        self._samples: dict[bool, _Sample] = {}
+        self._inner: dict[bool, bool] = {}
         self._splits = block_splits(problem.shape, problem.valid)
         self._kinds = [k for k in (False, True) if any(w.startswith("prior") == k for w in wanted)]
 
@@ -349,7 +352,7 @@ class _Search:
         pieces = [(kind, split) for split in range(len(splits)) for kind in self._kinds]
         self._all = len(pieces) * needs_nets + len(self._kinds)
         with Workers(self._threads) as workers:
-            ridges = {kind: self._ridge(kind) for kind in self._kinds}
+            ridges = {kind: self._prepare(kind) for kind in self._kinds}
             size = self._size(self._effort.validation_members, share=0.7)
             if not needs_nets:
                 size = replace(size, members=0)
@@ -377,10 +380,7 @@ class _Search:
         return self._result(parts, shares, errors, weights)
 
     def _learning(self, kind: bool) -> _Sample:
-        sample = self._problem.learning if kind else self._problem.pixel
-        if sample is None:  # the kinds that lack a sample were left out before
-            raise AssertionError
-        return sample
+        return self._samples[kind]
 
     def _size(self, members: int, share: float = 1.0) -> NetSize:
         pixels = len(self._problem.x)
@@ -399,17 +399,26 @@ class _Search:
             self._progress(min(self._done, self._all), self._all)
         return part
 
-    def _ridge(self, kind: bool) -> float:
-        """Return the ridge whose lines score best on all splits."""
-        total = np.zeros(len(_RIDGES))
-        sample = self._learning(kind)
+    def _prepare(self, kind: bool) -> float:
+        """Return the ridge whose lines score best; leave the border out if they are better so."""
+        sample = self._problem.learning if kind else self._problem.pixel
+        if sample is None:  # the kinds that lack a sample were left out before
+            raise AssertionError
+        choices = [sample, sample.where(inner_pixels(self._problem.shape))]
+        total = np.zeros((len(choices), len(_RIDGES)))
         for split in self._splits[:_RIDGE_SPLITS]:
-            training, judged = sample.where(split.training), self._judged(kind, split)
-            features = self._problem.features(training)
-            for index, ridge in enumerate(_RIDGES):
-                line = _fit_line(training.u, training.y, features, ridge)
-                total[index] += float(np.square(line(judged.u) - judged.y).sum())
-        return _RIDGES[int(np.argmin(total))]
+            judged = self._judged(kind, split)
+            for which, choice in enumerate(choices):
+                training = choice.where(split.training)
+                features = self._problem.features(training)
+                for index, ridge in enumerate(_RIDGES):
+                    line = _fit_line(training.u, training.y, features, ridge)
+                    total[which, index] += float(np.square(line(judged.u) - judged.y).sum())
+        best = total.min(axis=1)
+        inner = bool(best[1] < _BORDER_GAIN * best[0])
+        self._samples[kind] = choices[inner]
+        self._inner[kind] = inner
+        return _RIDGES[int(np.argmin(total[int(inner)]))]
 
     def _judged(self, kind: bool, split: Split) -> _Sample:
         """Return the held-out pixels; the per-pixel candidates see the same rows as the prior's."""
@@ -459,6 +468,8 @@ class _Search:
         alone = ", ".join(
             f"{name} {rmse:.4g}" for name, rmse in zip(self._wanted, errors.rmse, strict=True)
         )
+        if any(self._inner.values()):
+            blend += " (borders left out)"
         choice = f"{blend}: held-out error {scores['validation_rmse']:.4g} ({alone})"
         if len(members) == 1:
             name, config, tensors, _ = members[0]

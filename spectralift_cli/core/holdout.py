@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 _PERIOD = 3  # of the blocks along a side; one in 9 is held out
 _BLOCK_PIXELS = 4
 _GUARD = 2
+_BORDER = 2  # rings that a blur with zero borders darkens, which sharp pixels never are
 _LEAST_TRAINING_SHARE = 0.5
 # below this part of the image's mean square a dark pixel's angle is noise and counts no more
 _DARK_SHARE = 0.01
@@ -52,6 +53,7 @@ def block_splits(shape: tuple[int, int], valid: BoolArray) -> list[Split]:
     """
     rows, cols = (_block_of(size) for size in shape)
     fold = rows[:, None] * _PERIOD + cols[None, :]  # (h, w)
+    inner = inner_pixels(shape).reshape(shape)
     splits = []
     for number in (0, 4, 8, 1, 5, 6, 2, 3, 7):  # diagonals of the 3 x 3
         held = fold == number
@@ -61,10 +63,18 @@ def block_splits(shape: tuple[int, int], valid: BoolArray) -> list[Split]:
             if kept.sum() >= _LEAST_TRAINING_SHARE * training.sum():
                 training = kept
                 break
-        split = Split(held.ravel() & valid, training.ravel() & valid)
+        split = Split((held & inner).ravel() & valid, training.ravel() & valid)
         if split.held.any() and split.training.sum() >= 2:
             splits.append(split)
     return splits
+
+
+def inner_pixels(shape: tuple[int, int]) -> BoolArray:
+    """Return (h w,) which pixels lie within the outer rings; all, where little else would be left."""
+    inner = np.zeros(shape, bool)
+    border = max(0, min(_BORDER, (min(shape) - 5) // 2))
+    inner[border : shape[0] - border, border : shape[1] - border] = True
+    return inner.ravel()
 
 
 def _block_of(size: int) -> NDArray[np.int64]:
