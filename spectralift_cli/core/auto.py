@@ -11,7 +11,7 @@ best decide; nothing else does, and no ground truth or HR-MSI takes part.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectralift_cli.core.coarse import ScalePairs, Subspace, filled, scale_pairs
+from spectralift_cli.core.coarse import ScalePairs, Subspace, filled, product, scale_pairs
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, Progress, no_progress
-from spectralift_cli.core.devices import Workers, check_threads
+from spectralift_cli.core.devices import Workers, check_threads, one_thread_each
 from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.holdout import Errors, Split, block_splits, inner_pixels
 from spectralift_cli.core.netfit import Nets, NetSize, fit_nets
@@ -111,7 +111,7 @@ class _Features:
     base: tuple[Floats, Floats]
 
     def __call__(self, u: FloatPixels) -> FloatPixels:
-        return (u @ self.matrix + self.shift).astype(np.float32)
+        return (product(u, self.matrix) + self.shift).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class _Line:
     constant: Floats
 
     def __call__(self, u: FloatPixels) -> FloatPixels:
-        return (u @ self.matrix + self.constant).astype(np.float32)
+        return (product(u, self.matrix) + self.constant).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,18 +178,31 @@ def _prior_features(u: FloatPixels, srf: Floats, subspace: Subspace) -> _Feature
     return _Features(matrix, shift, 2 * count + seen, (base, subspace.mean))
 
 
-def _fit_line(u: FloatPixels, y: FloatPixels, features: _Features, ridge: float) -> _Line:
-    """Fit by least squares with a ridge, relative to the features' variance of 1."""
-    z = features(u)[:, : features.lines].astype(np.float64)
-    z = np.hstack([z, np.ones((len(z), 1))])
-    target = y - (u @ features.base[0] + features.base[1])
-    penalty = np.full(z.shape[1], ridge * len(z) + 1e-12)
-    penalty[-1] = 1e-9
-    solved = np.linalg.solve(z.T @ z + np.diag(penalty), z.T @ target)
-    slope = solved[:-1]
-    used = features.matrix[:, : features.lines]
-    constant = features.base[1] + solved[-1] + features.shift[: features.lines] @ slope
-    return _Line(features, features.base[0] + used @ slope, constant)
+def _fit_lines(
+    u: FloatPixels, y: FloatPixels, features: _Features, ridges: Sequence[float]
+) -> list[_Line]:
+    """Fit by least squares with each ridge, relative to the features' variance of 1."""
+    z = _with_ones(features(u)[:, : features.lines])
+    target = y - (product(u, features.base[0]) + features.base[1])
+    gram, moment = product(z.T, z), product(z.T, target)
+    lines = []
+    for ridge in ridges:
+        solved = np.linalg.solve(gram + _penalty(ridge, *z.shape), moment)
+        slope = solved[:-1]
+        used = features.matrix[:, : features.lines]
+        constant = features.base[1] + solved[-1] + features.shift[: features.lines] @ slope
+        lines.append(_Line(features, features.base[0] + used @ slope, constant))
+    return lines
+
+
+def _with_ones(z: FloatPixels) -> Floats:
+    return np.hstack([z.astype(np.float64), np.ones((len(z), 1))])
+
+
+def _penalty(ridge: float, pixels: int, columns: int) -> Floats:
+    penalty = np.full(columns, ridge * pixels + 1e-12)
+    penalty[-1] = 1e-9  # the constant is free
+    return np.diag(penalty)
 
 
 def _fit_part(u: FloatPixels, y: FloatPixels, line: _Line, size: NetSize, seed: int) -> _Part:
@@ -278,6 +291,14 @@ def fit_auto(
         threads: at most; None for all this process may use. Changes no byte of the result.
         progress: called as progress(fits done, all fits).
     """
+    with one_thread_each():
+        return _fit_auto(lr_msi, lr_hsi, srf, valid, shape, config, threads, progress)
+
+
+def _fit_auto(
+    lr_msi: FloatPixels, lr_hsi: FloatPixels, srf: Floats, valid: BoolArray,
+    shape: tuple[int, int], config: TrainConfig, threads: int | None, progress: Progress,
+) -> AutoFit:  # fmt: skip
     problem = _Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed)
     wanted = _OF_MODEL[config.model or "ensemble"]
     samples = {False: problem.pixel, True: problem.learning}
@@ -298,18 +319,16 @@ def fit_auto(
 def _linear_only(problem: _Problem) -> AutoFit:
     """Fit the linear model with the ridge that leaves single pixels out best."""
     sample, features = problem.pixel, problem.features(problem.pixel)
-    z = features(sample.u).astype(np.float64)
-    z = np.hstack([z, np.ones((len(z), 1))])
-    errors = []
-    for ridge in (*_RIDGES, 1.0, 10.0):
-        penalty = np.full(z.shape[1], ridge * len(z) + 1e-12)
-        penalty[-1] = 1e-9
-        hat = z @ np.linalg.solve(z.T @ z + np.diag(penalty), z.T)
+    z = _with_ones(features(sample.u))
+    errors, ridges = [], (*_RIDGES, 1.0, 10.0)
+    for ridge in ridges:
+        hat = z @ np.linalg.solve(z.T @ z + _penalty(ridge, *z.shape), z.T)
         left = (sample.y - hat @ sample.y) / np.maximum(1 - np.diag(hat), 1e-6)[:, None]
         errors.append(float(np.square(left).mean()))
     best = int(np.argmin(errors))
-    ridge = (*_RIDGES, 1.0, 10.0)[best]
-    part = _Part(_fit_line(sample.u, sample.y, features, ridge), None, *_no_range())
+    ridge = ridges[best]
+    (line,) = _fit_lines(sample.u, sample.y, features, [ridge])
+    part = _Part(line, None, *_no_range())
     score = float(np.sqrt(errors[best]))
     return AutoFit(
         "linear", {}, _tensors(problem, part, 1.0),
@@ -391,7 +410,7 @@ class _Search:
         return NetSize(members=fewer, steps=int(steps), batch=batch)
 
     def _fit(self, kind: bool, sample: _Sample, ridge: float, size: NetSize, number: int) -> _Part:
-        line = _fit_line(sample.u, sample.y, self._problem.features(sample), ridge)
+        (line,) = _fit_lines(sample.u, sample.y, self._problem.features(sample), [ridge])
         seed = (self._seed * 1024 + 2 * number + kind) % 2**63
         part = _fit_part(sample.u, sample.y, line, size, seed)
         if size.members:
@@ -411,8 +430,8 @@ class _Search:
             for which, choice in enumerate(choices):
                 training = choice.where(split.training)
                 features = self._problem.features(training)
-                for index, ridge in enumerate(_RIDGES):
-                    line = _fit_line(training.u, training.y, features, ridge)
+                lines = _fit_lines(training.u, training.y, features, _RIDGES)
+                for index, line in enumerate(lines):
                     total[which, index] += float(np.square(line(judged.u) - judged.y).sum())
         best = total.min(axis=1)
         inner = bool(best[1] < _BORDER_GAIN * best[0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
@@ -13,6 +14,12 @@ from spectralift_cli.core.cube import BoolArray
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
+
+
+def product(a: NDArray[Any], b: NDArray[Any]) -> Floats:
+    """Return a @ b in float64 by PyTorch, whose number of threads, unlike NumPy's, is ours to set."""
+    made = torch.from_numpy(np.asarray(a, np.float64)) @ torch.from_numpy(np.asarray(b, np.float64))
+    return made.numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +50,8 @@ class Subspace:
         rms = np.sqrt(np.square(values).mean(axis=0))
         rms = np.maximum(rms, 1e-6 * max(float(rms.max()), 1e-6))
         whitened = (values - mean) / rms
-        variances, axes = np.linalg.eigh(whitened.T @ whitened / len(values))
+        found = torch.linalg.eigh(torch.from_numpy(product(whitened.T, whitened) / len(values)))
+        variances, axes = found[0].numpy(), found[1].numpy()
         chosen = np.argsort(variances)[::-1][:components]
         floor = float(np.median(variances[: max(1, len(variances) - components)]))
         chosen = chosen[variances[chosen] > 1e-12]
@@ -56,7 +64,7 @@ class Subspace:
 
     def scores(self, spectra: FloatPixels) -> FloatPixels:
         """Return (..., K) scores of spectra (..., B)."""
-        return ((spectra - self.mean) @ self.projection).astype(np.float32)
+        return product(spectra - self.mean, self.projection).astype(np.float32)
 
 
 def filled(grid: FloatPixels, valid: BoolArray) -> FloatPixels:

@@ -73,6 +73,46 @@ class Nets:
         return torch.cat(parts).numpy()
 
 
+class _FlatAdam:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) on views of one flat vector.
+
+    PyTorch's own, fused or not, loads its compiler on its first step, which takes longer than many
+    a fit here.
+
+    Args:
+        shapes: of the parameters.
+    """
+
+    beta1 = 0.9
+    beta2 = 0.99
+    epsilon = 1e-8
+
+    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+        sizes = [math.prod(shape) for shape in shapes]
+        self._weights = torch.zeros(sum(sizes))
+        self._gradient = torch.zeros_like(self._weights)
+        self._m = torch.zeros_like(self._weights)
+        self._v = torch.zeros_like(self._weights)
+        self._root = torch.empty_like(self._weights)
+        views = zip(self._weights.split(sizes), self._gradient.split(sizes), shapes, strict=True)  # type: ignore[no-untyped-call]
+        self.parameters: list[Tensor] = []
+        for weights, gradient, shape in views:
+            parameter = weights.view(shape).requires_grad_()
+            parameter.grad = gradient.view(shape)  # backward adds to what is there
+            self.parameters.append(parameter)
+
+    @torch.no_grad()
+    def step(self, rate: float, t: int) -> None:
+        """Take step t (from 1) with the gradients that were added up, and clear them."""
+        self._m.lerp_(self._gradient, 1 - self.beta1)
+        self._v.mul_(self.beta2).addcmul_(self._gradient, self._gradient, value=1 - self.beta2)
+        torch.sqrt(self._v, out=self._root)
+        self._root.div_(math.sqrt(1 - self.beta2**t)).add_(self.epsilon)
+        self._weights.mul_(1 - rate * _WEIGHT_DECAY)
+        self._weights.addcdiv_(self._m, self._root, value=-rate / (1 - self.beta1**t))
+        self._gradient.zero_()
+
+
 def fit_nets(
     z: FloatPixels, targets: FloatPixels, scale: FloatPixels, size: NetSize, seed: int
 ) -> Nets:
@@ -91,22 +131,21 @@ def fit_nets(
     factor = torch.tensor(scale)
     count, members = len(inputs), size.members
     widths = [inputs.shape[1]] + [size.hidden] * size.layers + [wanted.shape[1]]
-    parameters: list[Tensor] = []
-    for index, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
-        w = torch.zeros(members, n_in, n_out)
-        if index < size.layers:
-            w.normal_(0, math.sqrt(2 / n_in), generator=generator)
-        parameters += [w.requires_grad_(), torch.zeros(members, 1, n_out, requires_grad=True)]
-    optimiser = torch.optim.AdamW(
-        parameters, lr=size.rate, betas=(0.9, 0.99), weight_decay=_WEIGHT_DECAY, fused=True
-    )
+    shapes: list[tuple[int, ...]] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        shapes += [(members, n_in, n_out), (members, 1, n_out)]
+    adam = _FlatAdam(shapes)
+    parameters = adam.parameters
+    for index in range(size.layers):  # the last layer stays zero
+        deviation = math.sqrt(2 / widths[index])
+        with torch.no_grad():
+            parameters[2 * index].normal_(0, deviation, generator=generator)
     batch = min(size.batch, count)
     share = 1 / (batch * float(factor.sum()))
     order = torch.empty(members, 0, dtype=torch.long)
     for step in range(size.steps):
         done = step / size.steps
         rate = min(1, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
-        optimiser.param_groups[0]["lr"] = size.rate * rate + 1e-6
         if order.shape[1] < batch:
             fresh = [torch.randperm(count, generator=generator) for _ in range(members)]
             order = torch.cat([order, torch.stack(fresh)], 1)
@@ -117,10 +156,8 @@ def fit_nets(
             y = inner if layer == 0 else inner + y
         out = torch.baddbmm(parameters[-1], y, parameters[-2]) * factor
         error = out.detach() - wanted.index_select(0, chosen).view(members, batch, -1)
-        for parameter in parameters:
-            parameter.grad = None
         torch.autograd.backward(out, error.sign_().mul_(share))
-        optimiser.step()
+        adam.step(size.rate * rate + 1e-6, step + 1)
     final = [parameter.detach() for parameter in parameters]
     return Nets(
         [final[2 * layer] for layer in range(size.layers)],
