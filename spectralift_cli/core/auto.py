@@ -35,8 +35,11 @@ LEAST_PIXELS = 64
 _COMPONENTS = 12  # of the prior: more hold noise, fewer lose rare spectra
 _LEARNING_SCALE, _JUDGING_SCALE = 2, 4
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_LARGE = 4000  # LR pixels
 _FEW_MEMBERS_FROM = 1500  # LR pixels
-_RIDGE_SPLITS = 3
+_RIDGE_SPLITS = 3  # of large images; of small ones all
+_SCORED_PIXELS = 300  # that small images should be validated on, by more splits
+_MOST_SPLITS = 5
 _BORDER_GAIN = 0.98  # held-out squared error below which LR pixels at the border are left out
 _MARGIN = 1.0  # standard deviations beyond the training range, where the clamp begins
 _SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
@@ -175,7 +178,7 @@ def _prior_features(u: FloatPixels, srf: Floats, subspace: Subspace) -> _Feature
     shift[count : 2 * count] *= inverse
     matrix[count : count + seen, 2 * count :] = np.eye(seen)
     base = np.vstack([np.zeros((count, len(subspace.mean))), subspace.basis])
-    return _Features(matrix, shift, 2 * count + seen, (base, subspace.mean))
+    return _Features(matrix, shift, 2 * count, (base, subspace.mean))
 
 
 def _fit_lines(
@@ -366,7 +369,9 @@ class _Search:
 
     def run(self) -> AutoFit:
         """Validate, choose, fit."""
-        splits = self._splits[: self._effort.validation_splits]
+        held = np.mean([split.held.sum() for split in self._splits])
+        more = min(int(np.ceil(_SCORED_PIXELS / held)), _MOST_SPLITS)
+        splits = self._splits[: max(self._effort.validation_splits, more)]
         needs_nets = any(name.endswith("mlp") for name in self._wanted)
         pieces = [(kind, split) for split in range(len(splits)) for kind in self._kinds]
         self._all = len(pieces) * needs_nets + len(self._kinds)
@@ -425,7 +430,8 @@ class _Search:
             raise AssertionError
         choices = [sample, sample.where(inner_pixels(self._problem.shape))]
         total = np.zeros((len(choices), len(_RIDGES)))
-        for split in self._splits[:_RIDGE_SPLITS]:
+        large = len(self._problem.x) > _LARGE
+        for split in self._splits[: _RIDGE_SPLITS if large else None]:
             judged = self._judged(kind, split)
             for which, choice in enumerate(choices):
                 training = choice.where(split.training)
