@@ -6,7 +6,7 @@ mkdir -p "$folder"
 
 cube=$(spectralift sample indian-pines --window 0,0,144,144 -o "$folder/ip.h5" --overwrite)
 scene=$(spectralift synth "$cube" -o "$folder/scene" --downsample-ratio 4 --num-msi-bands 4 --overwrite)
-model=$(spectralift train "$scene" -o "$folder/model.safetensors" --history "$folder/history.csv" --overwrite)
+model=$(spectralift train "$scene" -o "$folder/model.safetensors" --overwrite)
 sharp=$(spectralift infer "$model" "$scene" -o "$folder/sr.tif" --overwrite)
 
 spectralift metrics "$scene" "$sharp" --per-band "$folder/per_band.csv" --overwrite

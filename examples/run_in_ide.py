@@ -11,7 +11,7 @@ cube = folder / "cube.h5"  # any cube: .h5, .mat, .npy, .tif, ENVI, ...
 synth_config = sl.SynthConfig(
     downsample_ratio=4, psf_type="gaussian", sigma=3.4, kernel_size=7, num_msi_bands=4
 )
-train_config = sl.TrainConfig(epochs=2500)
+train_config = sl.TrainConfig(effort="default")
 
 # %% A cube to work on: here the sample; put your own path into `cube` and leave this cell out
 folder.mkdir(exist_ok=True)

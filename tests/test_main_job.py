@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, spectralift: Run) -> Path:
     for words in (
         f"sample synthetic {cube}",
         "synth cube.h5 -o scene",
-        "train scene -o model.safetensors --epochs 60 --history history.csv",
+        "train scene -o model.safetensors --preset paper --epochs 60 --history history.csv",
         "infer model.safetensors scene -o sharp.tif",
     ):
         done = spectralift(*words.split(), cwd=folder)
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, spectralift: Run) -> Path:
 
 def test_the_chain_is_a_pipe_of_paths(made: Path, tmp_path: Path) -> None:
     script = (
-        'm=$(spectralift train "$(spectralift synth ip.h5 -o s)" -o m.safetensors --epochs 20) && '
+        'm=$(spectralift train "$(spectralift synth ip.h5 -o s)" -o m.safetensors --preset paper --epochs 20) && '
         'spectralift metrics s "$(spectralift infer "$m" s -o sr.h5)" --json'
     )
     shutil.copy(made / "cube.h5", tmp_path / "ip.h5")
@@ -64,7 +64,17 @@ def test_two_runs_with_the_same_seed_give_the_same_bytes(
     options = ("--threads", "1", "-q")
     for words in (
         ("synth", made / "cube.h5", "-o", "scene", "-q"),
-        ("train", "scene", "-o", "model.safetensors", "--epochs", 60, *options),
+        (
+            "train",
+            "scene",
+            "-o",
+            "model.safetensors",
+            "--preset",
+            "paper",
+            "--epochs",
+            60,
+            *options,
+        ),
         ("infer", "model.safetensors", "scene", "-o", "sharp.tif", *options),
     ):
         done = spectralift(*words, cwd=tmp_path)
@@ -98,7 +108,7 @@ def test_loose_files_keep_georeference_and_units(made: Path, tmp_path: Path) -> 
          "--nodata", "-9999"],
         ["convert", scene / "hr_msi.h5", "msi.tif"],
         ["train", "--lr-hsi", "lr.hdr", "--hr-msi", "msi.tif", "--srf-file", scene / "srf.csv",
-         "-o", "m.safetensors", "--epochs", "60"],
+         "-o", "m.safetensors", "--preset", "paper", "--epochs", "60"],
         ["infer", "m.safetensors", "msi.tif", "-o", "sharp.tif"],
     ]  # fmt: skip
     before = Path.cwd()
@@ -133,7 +143,8 @@ def test_the_state_of_a_killed_training_is_not_lost_by_starting_again(
 ) -> None:
     state = tmp_path / "m.safetensors.state"
     state.write_bytes(b"hours of work")
-    words = ["train", str(made / "scene"), "-o", str(tmp_path / "m.safetensors"), "--epochs", "2"]
+    words = ["train", str(made / "scene"), "-o", str(tmp_path / "m.safetensors")]
+    words += ["--preset", "paper", "--epochs", "2"]
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stdout) == (4, "")
     assert "--resume" in done.stderr
@@ -229,8 +240,11 @@ USAGE = [
     ["train", "scene", "--scene", "scene", "-o", "x.safetensors"],
     ["train", "scene", "--lr-hsi", "cube.h5", "-o", "x.safetensors"],
     ["train", "--lr-hsi", "cube.h5", "-o", "x.safetensors"],
-    ["train", "scene", "-o", "x.safetensors", "--epochs", "0"],
+    ["train", "scene", "-o", "x.safetensors", "--preset", "paper", "--epochs", "0"],
     ["train", "scene", "-o", "x.safetensors", "--preset", "magic"],
+    ["train", "scene", "-o", "x.safetensors", "--epochs", "9"],
+    ["train", "scene", "-o", "x.safetensors", "--preset", "paper", "--effort", "best"],
+    ["train", "scene", "-o", "x.safetensors", "--history", "h.csv"],
     ["synth", "cube.h5", "-o", "x", "--sigma", "-1"],
     ["synth", "cube.h5", "-o", "x", "--psf-type", "round"],
     ["train", "scene", "-o", "x.safetensors", "--history", "x.safetensors"],

@@ -96,7 +96,7 @@ def test_values_as_yaml_has_them() -> None:
     found = resolve_config(
         parse_config(
             b"schema: spectralift.run/1\nsynth: {cube: c, srf_wavelengths: true, snr-spatial: .inf}\n"
-            b"train: {init_lr: 1e-4}\ninfer: {format: tif, co: {tiled: YES, BLOCKSIZE: 64}}",
+            b"train: {preset: paper, init_lr: 1e-4}\ninfer: {format: tif, co: {tiled: YES, BLOCKSIZE: 64}}",
             "c.yaml",
         )
     )
@@ -109,7 +109,7 @@ def test_values_as_yaml_has_them() -> None:
 def test_flat_defaults() -> None:
     """Omitted training keys are preset paper's, omitted synthesis keys the template's."""
     found = resolve({"mat_file": "c.mat", "sigma": None, "epochs": ""})
-    assert found.train[1] == TrainConfig()
+    assert found.train[1] == TrainConfig(preset="paper")
     assert found.synth is not None
     assert found.synth[1] == SynthConfig(protocol="published")
 

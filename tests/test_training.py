@@ -85,18 +85,18 @@ def test_weights_start_glorot_uniform() -> None:
 
 
 def test_one_cycle_equals_the_formula() -> None:
-    config = TrainConfig(epochs=2500)
+    config = TrainConfig(preset="paper", epochs=2500)
     found = [learning_rate(epoch, config) for epoch in range(1, 2501)]
     expected = [1e-3 + 9e-3 * e / 750 for e in range(1, 751)]
     expected += [1e-2 + (1e-6 - 1e-2) * e / 1750 for e in range(1, 1751)]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert found[749] == 1e-2
     assert found[-1] == 1e-6
-    assert learning_rate(1, TrainConfig(epochs=1)) == 1e-6
+    assert learning_rate(1, TrainConfig(preset="paper", epochs=1)) == 1e-6
 
 
 def test_cosine_restart_equals_the_formula() -> None:
-    config = TrainConfig(lr_schedule="cosine_restart", epochs=101, num_restarts=3)
+    config = TrainConfig(preset="paper", lr_schedule="cosine_restart", epochs=101, num_restarts=3)
     position = 0  # epoch modulo 101 // 3
     for epoch in range(1, 102):
         position = 0 if position == 32 else position + 1
@@ -105,17 +105,22 @@ def test_cosine_restart_equals_the_formula() -> None:
 
 
 def test_flat_is_flat_and_restarts_must_fit() -> None:
-    config = TrainConfig(lr_schedule="flat", epochs=5, init_lr=0.125)
+    config = TrainConfig(preset="paper", lr_schedule="flat", epochs=5, init_lr=0.125)
     assert {learning_rate(epoch, config) for epoch in range(1, 6)} == {0.125}
     with pytest.raises(OptionError, match="5 restarts do not fit into 4 epochs"):
-        fit(*pairs(4), TrainConfig(lr_schedule="cosine_restart", epochs=4, num_restarts=5))
+        fit(
+            *pairs(4),
+            TrainConfig(preset="paper", lr_schedule="cosine_restart", epochs=4, num_restarts=5),
+        )
 
 
 @pytest.mark.parametrize("batch", [None, 300])
 def test_fit_is_adam_as_keras_computes_it(batch: int | None) -> None:
     """PyTorch's Adam with epsilon moved inside the bias correction is Keras's."""
     x, y = pairs()
-    config = TrainConfig(epochs=12, hidden_size=8, training_batch_size=batch, seed=5)
+    config = TrainConfig(
+        preset="paper", epochs=12, hidden_size=8, training_batch_size=batch, seed=5
+    )
     fitted = fit(x, y, config)
     generator = torch.Generator().manual_seed(5)
     model = build_paper(3, 12, hidden_size=8)
@@ -144,7 +149,7 @@ def test_fit_is_adam_as_keras_computes_it(batch: int | None) -> None:
 
 def test_fit_is_deterministic_and_leaves_the_process_alone() -> None:
     x, y = pairs()
-    config = TrainConfig(epochs=20, hidden_size=16, training_batch_size=1050)
+    config = TrainConfig(preset="paper", epochs=20, hidden_size=16, training_batch_size=1050)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     digests = {digest(fit(x, y, config, threads=n)) for n in (1, 2, 3)}
     assert len(digests) == 1
@@ -160,7 +165,7 @@ def test_fit_is_deterministic_and_leaves_the_process_alone() -> None:
 
 def test_fit_learns_and_writes_its_history() -> None:
     done: list[tuple[int, int]] = []
-    config = TrainConfig(epochs=150, hidden_size=16)
+    config = TrainConfig(preset="paper", epochs=150, hidden_size=16)
     fitted = fit(*pairs(200), config, progress=lambda *a: done.append(a))
     assert fitted.history.loss[-1] < 0.02 < 0.2 < fitted.history.loss[0]
     lines = fitted.history.to_csv().splitlines()
@@ -174,11 +179,11 @@ def test_diverging_training_names_epoch_and_rate() -> None:
     x, y = pairs(10)
     y[3, 4] = np.inf
     with pytest.raises(DataError, match=r"not finite in epoch 1 at a learning rate of 0\.004"):
-        fit(x, y, TrainConfig(epochs=10))
+        fit(x, y, TrainConfig(preset="paper", epochs=10))
     with pytest.raises(DataError, match="3 MSI and 2 HSI"):
-        fit(x[:3], y[:2], TrainConfig())
+        fit(x[:3], y[:2], TrainConfig(preset="paper"))
     with pytest.raises(DataError, match="1 MSI and 1 HSI"):
-        fit(x[:1], y[:1], TrainConfig())
+        fit(x[:1], y[:1], TrainConfig(preset="paper"))
 
 
 _KILLED = """
@@ -189,7 +194,7 @@ from spectralift_cli.core.fitting import fit
 from tests.test_training import RESUMED, pairs
 fit(*pairs(), RESUMED, state_path=Path(sys.argv[1]), save_every_s=0)
 """
-RESUMED = TrainConfig(epochs=250, hidden_size=8, training_batch_size=600)
+RESUMED = TrainConfig(preset="paper", epochs=250, hidden_size=8, training_batch_size=600)
 
 
 def test_killed_training_continues_to_the_same_bytes(tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_killed_training_continues_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_resume_refuses_other_trainings_and_damage(tmp_path: Path) -> None:
-    state, config = tmp_path / "state", TrainConfig(epochs=3, hidden_size=4)
+    state, config = tmp_path / "state", TrainConfig(preset="paper", epochs=3, hidden_size=4)
     x, y = pairs(8)
     fit(x, y, config, state_path=state, resume=True)  # nothing to resume: starts afresh
     for other, what in (
@@ -273,7 +278,7 @@ def test_train_makes_a_checkpoint(tmp_path: Path) -> None:
     with open_cube(path) as reader, warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectraliftWarning)
         trained = train(
-            reader, even_srf(), TrainConfig(epochs=3), announce=lambda plan: announced.append(str(plan))
+            reader, even_srf(), TrainConfig(preset="paper", epochs=3), announce=lambda plan: announced.append(str(plan))
         )  # fmt: skip
     checkpoint = trained.checkpoint
     assert announced == [
@@ -346,7 +351,7 @@ def test_workers_share_pieces_and_pass_errors_on() -> None:
 @pytest.mark.parametrize("batch", [None, 300])
 def test_fit_on_cuda_agrees_with_the_processor(batch: int | None) -> None:
     x, y = pairs()
-    config = TrainConfig(epochs=12, hidden_size=8, training_batch_size=batch)
+    config = TrainConfig(preset="paper", epochs=12, hidden_size=8, training_batch_size=batch)
     here = fit(x, y, config)
     there = fit(x, y, config, device=resolve_device("cuda"))
     again = fit(x, y, config, device=resolve_device("cuda"))

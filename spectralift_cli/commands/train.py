@@ -88,7 +88,10 @@ def train(
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
 ) -> Result:
-    """Fit the network that turns an MSI spectrum into a hyperspectral one.
+    """Fit the model that turns an MSI spectrum into a hyperspectral one.
+
+    The preset auto fits several models to a part of the LR pixels, weighs them by their error on
+    the others, and fits them again to all. It needs neither the HR-MSI nor a ground truth.
 
     Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --srf-file, or
     --num-msi-bands for a documented sensor.
@@ -118,8 +121,15 @@ def train(
                 announce=lambda plan: console.say(str(plan)),
                 resume=resume, save_every_s=save_every, overwrite=overwrite,
             )  # fmt: skip
+        if trained.checkpoint.choice:
+            console.say(f"chose {trained.checkpoint.choice}")
         outputs = [output] if history is None else [output, history]
         return Result(
             outputs=outputs,
-            data={"plan": trained.plan.__dict__, "scores": dict(trained.checkpoint.scores)},
+            data={
+                "plan": trained.plan.__dict__,
+                "model": trained.checkpoint.model_name,
+                "choice": trained.checkpoint.choice,
+                "scores": dict(trained.checkpoint.scores),
+            },
         )

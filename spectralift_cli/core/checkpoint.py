@@ -48,7 +48,8 @@ class Checkpoint:
         used_bands: (B,) which bands the network gives; the others come out as nodata.
         scaling: units to the network's range, for both images.
         auto_clip: the range in units that `clip = auto` means, or None for the output type's.
-        scores: numbers about the training: pixels, epochs, loss.
+        scores: numbers about the training: pixels, epochs, loss, validation errors.
+        choice: what the training chose and why, in words; "" where it had no choice.
         provenance: how it was made, or None.
 
     Raises:
@@ -66,6 +67,7 @@ class Checkpoint:
     auto_clip: tuple[float, float] | None = None
     scores: Mapping[str, float | int] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
+    choice: str = ""
 
     def __post_init__(self) -> None:
         bands = self.hsi.bands
@@ -122,6 +124,7 @@ class Checkpoint:
             "scaling": dataclasses.asdict(self.scaling),
             "auto_clip": None if self.auto_clip is None else list(self.auto_clip),
             "scores": dict(self.scores),
+            "choice": self.choice,
             "provenance": None if self.provenance is None else dict(self.provenance),
         }
         return dump_tensors(self.weights, document)
@@ -166,6 +169,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             auto_clip=_pair(document["auto_clip"]),
             scores=_numbers(document["scores"]),
             provenance=None if document["provenance"] is None else dict(document["provenance"]),
+            choice=_text(document.get("choice", "")),  # older checkpoints have none
         )
     except DataError as error:
         raise DataError(f"{path}: {error.message}".replace(f"{path}: {path}", f"{path}"),

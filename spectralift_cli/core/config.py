@@ -50,8 +50,17 @@ def _option(default: Any, text: str, **more: Any) -> Any:
 SYNONYMS = {"paper": "published", "published": "paper"}
 
 PROTOCOLS = ("physical", "published")
-PRESETS = ("paper",)
+PRESETS = ("auto", "paper")
+EFFORTS = ("fast", "default", "best")
+# what preset auto may be told to use; the table of all models is `core.models.MODELS`
+AUTO_MODELS = ("linear", "residual-mlp", "prior-mlp", "ensemble")
 SCHEDULES = ("one_cycle", "cosine_restart", "flat")
+# what only preset paper uses
+PAPER_OPTIONS = (
+    "lr_schedule", "init_lr", "max_lr", "final_lr", "min_lr", "num_restarts", "epochs",
+    "hidden_size", "training_batch_size",
+)  # fmt: skip
+_PRESET_OPTIONS = {"auto": ("model", "effort"), "paper": PAPER_OPTIONS}
 # the learning rates that each schedule uses
 SCHEDULE_OPTIONS = {
     "one_cycle": ("init_lr", "max_lr", "final_lr"),
@@ -119,12 +128,23 @@ class SynthConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the spectral inverter is fitted. The defaults are preset `paper` as published."""
+    """How the spectral inverter is fitted.
+
+    Preset `auto` takes model, effort and seed; the options after these are those of preset `paper`,
+    with the published values as defaults.
+
+    Raises:
+        OptionError: an option of the other preset has a value that is not its default.
+    """
 
     preset: str = _option(
-        "paper", "paper: the published network and training (also called published)",
-        choices=PRESETS,
+        "auto", "auto: fits several models and weighs them on held-out LR pixels; paper: the "
+        "published network and training (also called published)", choices=PRESETS,
     )  # fmt: skip
+    model: str | None = _option(
+        None, "the one model that auto fits (default: it chooses)", choices=AUTO_MODELS
+    )
+    effort: str = _option("default", "time that auto trades for accuracy", choices=EFFORTS)
     lr_schedule: str = _option("one_cycle", "learning rate schedule", choices=SCHEDULES)
     init_lr: float = _option(1e-3, "learning rate at the start", low=0, high=10)
     max_lr: float = _option(1e-2, "largest learning rate", low=0, high=10)
@@ -141,14 +161,40 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "preset", canonical(self.preset, PRESETS))
         check(self)
+        changed = {
+            name: getattr(self, name)
+            for name, (each, _) in options_of(TrainConfig).items()
+            if getattr(self, name) != each.default
+        }
+        self._check_preset({**changed, "preset": self.preset})
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The options that belong to another preset."""
+        return tuple(
+            n for preset, own in _PRESET_OPTIONS.items() if preset != self.preset for n in own
+        )
+
+    @staticmethod
+    def _check_preset(given: Mapping[str, Any]) -> None:
+        preset = canonical(given.get("preset", TrainConfig.preset), PRESETS)
+        for other, names in _PRESET_OPTIONS.items():
+            unused = [name for name in names if name in given]
+            if other != preset and unused:
+                raise OptionError(
+                    f"--{unused[0].replace('_', '-')} does not apply to the preset {preset}",
+                    f"it belongs to --preset {other}",
+                )
 
     @staticmethod
     def check_given(given: Mapping[str, Any]) -> None:
         """Refuse options that would change nothing.
 
         Raises:
-            OptionError: a learning rate that the chosen schedule does not use.
+            OptionError: an option of another preset, or a learning rate that the chosen schedule
+                does not use.
         """
+        TrainConfig._check_preset(given)
         schedule = given.get("lr_schedule", TrainConfig.lr_schedule)
         rates = {name for names in SCHEDULE_OPTIONS.values() for name in names}
         unused = sorted((rates & given.keys()) - set(SCHEDULE_OPTIONS[schedule]))

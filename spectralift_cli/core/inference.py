@@ -80,6 +80,7 @@ class InferResult:
         clipped: values brought into the range of `clip`.
         saturated: values brought into the range of the stored type.
         moved: valid values that rounded onto nodata and moved by one count.
+        beyond: pixels far outside the range of the LR pixels, held at its end.
     """
 
     files: tuple[Path, ...]
@@ -88,6 +89,7 @@ class InferResult:
     clipped: int
     saturated: int
     moved: int
+    beyond: int = 0
 
 
 def predict(
@@ -103,7 +105,8 @@ def predict(
 
     Args:
         model: with weights, on the CPU.
-        msi: (N, M) float32, scaled, finite.
+        msi: (N, M) float32, scaled, finite; (N, M + 2) with the pixel's row and column, as parts of
+            the image from 0 to 1, where the model needs its position.
         batch_size: pixels of a chunk; None for the default of the device. Changes speed and memory,
             and the result in the last digits of a float32 at most.
         precision: fp32, or bf16 for about three digits at twice the speed or more.
@@ -116,10 +119,11 @@ def predict(
     Raises:
         DataError: another number of bands, or too little memory.
     """
-    if msi.ndim != 2 or msi.shape[1] != model.msi_bands:
+    if msi.ndim != 2 or msi.shape[1] != model.inputs:
         raise DataError(
             f"MSI spectra of shape {msi.shape} do not fit a model of {model.msi_bands} MSI bands",
-            f"give (pixels, {model.msi_bands})",
+            f"give (pixels, {model.inputs})"
+            + (", row and column last, as parts of the image" if model.needs_position else ""),
         )
     device = device or torch.device("cpu")
     chunk = _chunk_size(batch_size, len(msi), device)
@@ -162,6 +166,8 @@ def plan_inference(
             f"{source}: has {msi.bands} bands but the model takes {checkpoint.msi_bands} ({names})",
             "choose the bands and their order: spectralift convert --bands",
         )
+    if checkpoint.empty_model().needs_position:
+        _check_footprint(checkpoint.hsi, msi, source)
     meta = output_meta(checkpoint, msi, dtype=dtype, scale=scale, offset=offset, nodata=nodata)
     device = device or torch.device("cpu")
     chunk = _chunk_size(batch_size, msi.rows * msi.cols, device)
@@ -270,7 +276,30 @@ def infer(
             stacklevel=2,
         )
     pixels = meta.rows * meta.cols
-    return InferResult(files, pixels, tally.holes, tally.clipped, tally.saturated, tally.moved)
+    if tally.beyond:
+        warnings.warn(
+            f"{hr_msi.path}: {tally.beyond:,} of {pixels - tally.holes:,} pixels are far outside "
+            "the range of the LR pixels the model was trained on; they are held at its end",
+            SpectraliftWarning,
+            stacklevel=2,
+        )
+    return InferResult(
+        files, pixels, tally.holes, tally.clipped, tally.saturated, tally.moved, tally.beyond
+    )
+
+
+def _check_footprint(hsi: CubeMeta, msi: CubeMeta, source: object) -> None:
+    """Refuse an MSI that cannot show the area of the LR-HSI, whose pixels the model holds."""
+    down, across = msi.rows / hsi.rows, msi.cols / hsi.cols
+    # either image may lack up to a pixel of the LR-HSI at its borders
+    low, high = (hsi.rows - 1) / hsi.rows * across, hsi.rows / max(hsi.rows - 1, 1) * across
+    slack = hsi.cols / max(hsi.cols - 1, 1)
+    if not low / slack <= down <= high * slack:
+        raise DataError(
+            f"{source}: {msi.rows} x {msi.cols} pixels cannot show the area of the LR-HSI, whose "
+            f"{hsi.rows} x {hsi.cols} pixels the model holds as a prior",
+            "give the MSI of the same area, or train with --model residual-mlp",
+        )
 
 
 def _chunk_size(batch_size: int | None, pixels: int, device: torch.device) -> int:
@@ -296,14 +325,15 @@ def _group(chunk: int, workers: int, pixel_bytes: int) -> int:
 
 
 def _widest(model: SpectralModel) -> int:
-    return max(max(p.shape) for p in model.parameters())
+    # the prior's grid is no layer
+    return max(max(p.shape) for n, p in model.named_parameters() if not n.endswith("scores"))
 
 
 def _stream(
     reader: CubeReader,
     block_rows: int,
     writer: CubeWriter,
-    compute: Callable[[AnyArray, AnyArray], None],
+    compute: Callable[[AnyArray, AnyArray, int], None],
     chunk: int,
     group: int,
     progress: Progress,
@@ -312,15 +342,16 @@ def _stream(
     meta, bands = writer.meta, writer.meta.bands
     waiting = np.empty((0, reader.meta.bands), reader.meta.dtype)  # pixels short of a chunk
     done = np.empty((group + meta.cols, bands), meta.dtype)  # pixels short of a row, then new ones
-    filled, row = 0, 0
+    filled, row, first = 0, 0, 0
     for rows in row_blocks(meta.rows, block_rows):
         block = reader.read(rows).reshape(-1, reader.meta.bands)  # (pixels, M)
         pixels = np.concatenate([waiting, block]) if len(waiting) else block
         whole = len(pixels) if rows.stop == meta.rows else len(pixels) // chunk * chunk
         for part in row_blocks(whole, group):
             count = part.stop - part.start
-            compute(pixels[part], done[filled : filled + count])
+            compute(pixels[part], done[filled : filled + count], first)
             filled += count
+            first += count
             ready = filled // meta.cols
             if ready:
                 values = done[: ready * meta.cols].reshape(ready, meta.cols, bands)
@@ -346,13 +377,15 @@ class _Engine:
     ) -> None:
         self.chunk = chunk
         self.device = device
+        self.needs_position = model.needs_position
+        self.trained_range = model.trained_range
         self._workers = Workers(count)
         self._stack = contextlib.ExitStack()
         pinned = device.type == "cuda"
         with on_device(device):
             self._model = model.to(device)
             self._kernels = [model.kernel(chunk, precision) for _ in range(count)]
-            shape = (chunk, model.msi_bands)
+            shape = (chunk, model.inputs)
             self._inputs = [torch.zeros(shape, pin_memory=pinned) for _ in range(count)]
             self._on_device = (
                 self._inputs
@@ -392,11 +425,19 @@ class _Engine:
             return contextlib.nullcontext()
         return torch.cuda.stream(self._streams[worker])
 
-    def network(self, worker: int, scaled: AnyArray) -> Tensor:
-        """Return the spectra of up to a chunk of pixels, padded: (chunk, B) on the device."""
+    def network(self, worker: int, scaled: AnyArray, position: AnyArray | None = None) -> Tensor:
+        """Return the spectra of up to a chunk of pixels, padded: (chunk, B) on the device.
+
+        Args:
+            worker: whose buffers.
+            scaled: (n, M), or with the position's two columns behind.
+            position: (n, 2) these columns, or None.
+        """
         given = self._inputs[worker]
         array = given.numpy()
-        array[: len(scaled)] = scaled
+        array[: len(scaled), : scaled.shape[1]] = scaled
+        if position is not None:
+            array[: len(scaled), scaled.shape[1] :] = position
         array[len(scaled) :] = 0
         on_device = self._on_device[worker]
         if on_device is not given:
@@ -417,11 +458,12 @@ class _Tally:
     """Counts that several threads add to."""
 
     def __init__(self) -> None:
-        self.holes = self.clipped = self.saturated = self.moved = 0
+        self.holes = self.clipped = self.saturated = self.moved = self.beyond = 0
         self._lock = threading.Lock()
 
-    def add(self, holes: int, clipped: int, saturated: int, moved: int) -> None:
+    def add(self, holes: int, clipped: int, saturated: int, moved: int, beyond: int) -> None:
         with self._lock:
+            self.beyond += beyond
             self.holes += holes
             self.clipped += clipped
             self.saturated += saturated
@@ -447,24 +489,41 @@ class _Compute:
         self._target = target.on(engine.device)
         self._engine = engine
         self._tally = tally
+        self._needs_position = engine.needs_position
+        trained = engine.trained_range
+        self._range = None if trained is None else trained.cpu().numpy()
 
-    def __call__(self, pixels: AnyArray, out: AnyArray) -> None:
-        """Fill `out` (n, B) with what the pixels (n, M) become."""
+    def __call__(self, pixels: AnyArray, out: AnyArray, first: int) -> None:
+        """Fill `out` (n, B) with what the pixels (n, M) become; `first` is the index of the first."""
         chunk = self._engine.chunk
 
         def work(worker: int, start: int) -> None:
             part = slice(start, start + chunk)
-            self._chunk(worker, pixels[part], out[part])
+            self._chunk(worker, pixels[part], out[part], first + start)
 
         self._engine.run(work, range(0, len(pixels), chunk))
 
-    def _chunk(self, worker: int, stored: AnyArray, out: AnyArray) -> None:
+    def _position(self, first: int, count: int) -> AnyArray | None:
+        """Return (count, 2) rows and columns of pixels as parts of the image."""
+        if not self._needs_position:
+            return None
+        row, col = np.divmod(np.arange(first, first + count), self._msi.cols)
+        parts = ((row + 0.5) / self._msi.rows, (col + 0.5) / self._msi.cols)
+        return np.stack(parts, axis=1).astype(np.float32)
+
+    def _chunk(self, worker: int, stored: AnyArray, out: AnyArray, first: int) -> None:
         units = to_units(stored[None], self._msi)[0]  # (n, M)
         holes: BoolArray = ~np.isfinite(units).all(axis=1)
         some = bool(holes.any())
         if some:
             units[holes] = 0
-        spectra = self._engine.network(worker, self._scaling.apply(units))  # (chunk, used)
+        scaled = self._scaling.apply(units)
+        beyond = 0
+        if self._range is not None:
+            far = (scaled < self._range[0]) | (scaled > self._range[1])
+            beyond = int((far.any(axis=1) & ~holes).sum())
+        position = self._position(first, len(stored))
+        spectra = self._engine.network(worker, scaled, position)  # (chunk, used)
         valid = torch.from_numpy(~holes).to(spectra.device) if some else None
         clipped, saturated = self._target.apply(spectra[: len(stored)], valid)
         values = self._engine.fetch(worker, spectra[: len(stored)])
@@ -476,4 +535,4 @@ class _Compute:
         moved = self._target.keep_off_nodata(out, self._used, holes)
         if some:
             out[holes] = self._fill
-        self._tally.add(int(holes.sum()), clipped, saturated, moved)
+        self._tally.add(int(holes.sum()), clipped, saturated, moved, beyond)

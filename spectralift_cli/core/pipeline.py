@@ -77,8 +77,8 @@ def execute(
 ) -> RunResult:
     """Run all stages into one folder.
 
-    The folder holds the scene (where one is made), model.safetensors, history.csv, the sharp cube,
-    metrics.json (where there is a ground truth), used_config.yaml, run.log and run.json. It is made
+    The folder holds the scene (where one is made), model.safetensors, the sharp cube, history.csv
+    (preset paper), metrics.json (where there is a ground truth), used_config.yaml, run.log and run.json. It is made
     aside and moved into place when all is done.
 
     Args:
@@ -258,14 +258,18 @@ class _Run:
                     given.var, given.axis_order, given.wavelengths, self.memory_bytes
                 ),
             )  # fmt: skip
-        files |= {"model": work / "model.safetensors", "history": work / "history.csv"}
+        files["model"] = work / "model.safetensors"
+        if config.preset == "paper":
+            files["history"] = work / "history.csv"
         with self.stage("train") as update:
             trained = stages.train(
-                inputs, files["model"], config, history_file=files["history"],
+                inputs, files["model"], config, history_file=files.get("history"),
                 execution=self._execution(update), announce=lambda plan: self.say(str(plan)),
             )  # fmt: skip
-        loss = trained.checkpoint.scores["final_loss"]
-        self.say(f"train: final loss {loss:.6g} in {self.seconds['train']:.1f} s")
+        chosen = trained.checkpoint.choice
+        if not chosen:
+            chosen = f"final loss {trained.checkpoint.scores['final_loss']:.6g}"
+        self.say(f"train: {chosen} in {self.seconds['train']:.1f} s")
         self._compare_bands(trained.plan.msi_bands)
         return trained
 
@@ -360,7 +364,7 @@ class _Run:
         device: torch.device,
         seconds: float,
     ) -> dict[str, Any]:
-        plan = trained.plan
+        model = trained.checkpoint.empty_model()
         memory = {"peak_memory_mb": round(peak_memory_bytes() / 1e6, 1)}
         if device.type == "cuda":
             memory["peak_device_memory_mb"] = round(
@@ -377,13 +381,13 @@ class _Run:
             ],
             "seconds": round(seconds, 3),
             "model": {
-                "name": plan.model,
-                "parameters": plan.parameters,
-                "flops_per_pixel": plan.flops_per_pixel,
-                "flops_image": plan.flops_per_pixel * inferred.pixels,
-                "lr_pixels": plan.valid_pixels,
-                "epochs": plan.epochs,
-                "final_loss": trained.checkpoint.scores["final_loss"],
+                "name": trained.checkpoint.model_name,
+                "choice": trained.checkpoint.choice,
+                "parameters": model.parameter_count,
+                "flops_per_pixel": model.flops_per_pixel,
+                "flops_image": model.flops_per_pixel * inferred.pixels,
+                "lr_pixels": trained.plan.valid_pixels,
+                **trained.checkpoint.scores,
             },
             "image": {
                 "pixels": inferred.pixels,

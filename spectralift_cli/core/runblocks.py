@@ -273,10 +273,13 @@ def check_ending(ending: str) -> str:
 
 
 def plain(*parts: Any) -> dict[str, Any]:
-    """Return config dataclasses as one mapping that YAML can hold."""
+    """Return config dataclasses as one mapping that YAML can hold, without what does not apply."""
     found: dict[str, Any] = {}
     for part in parts:
+        unused = part.unused if isinstance(part, TrainConfig) else ()
         for name, value in dataclasses.asdict(part).items():
+            if name in unused:
+                continue
             if isinstance(value, Path):
                 value = str(value)
             found[name] = list(value) if isinstance(value, tuple) else value

@@ -243,6 +243,13 @@ def train(
         OutputExistsError: an output exists and `overwrite` is false.
     """
     output = Path(output)
+    config = config or TrainConfig()
+    if config.preset == "auto" and (history_file is not None or resume):
+        raise OptionError(
+            f"--{'resume' if resume else 'history'} does not apply to the preset auto, whose fits "
+            "are short and have no epochs in common",
+            "it belongs to --preset paper",
+        )
     read = [p for p in (inputs.lr_hsi, inputs.hr_msi, inputs.response.srf_file) if p is not None]
     _check_absent(output, overwrite, apart_from=read)
     if history_file is not None:
@@ -257,7 +264,7 @@ def train(
     opened = _open_training(inputs)
     with opened.reader as reader:
         trained = train_model(
-            reader, opened.srf, config or TrainConfig(),
+            reader, opened.srf, config,
             scaling=opened.scaling, device=device, threads=execution.threads,
             progress=execution.progress, announce=announce, state_path=state,
             save_every_s=save_every_s, resume=resume, inputs=opened.identities,

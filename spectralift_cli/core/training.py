@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spectralift_cli.core.auto import AutoFit, fit_auto
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig, to_json
 from spectralift_cli.core.cube import BoolArray, CubeReader, Progress, no_progress, row_blocks
@@ -56,6 +57,9 @@ class TrainingData:
             of holes alone.
         scaling: from units.
         pixels: of the whole LR-HSI, those with holes too.
+        shape: (rows, cols) of the LR-HSI.
+        valid: (rows * cols,) which of its pixels these are.
+        weights: (M, used bands) the response over the used bands.
     """
 
     lr_msi: FloatPixels
@@ -63,6 +67,9 @@ class TrainingData:
     used_bands: BoolArray
     scaling: Scaling
     pixels: int
+    shape: tuple[int, int]
+    valid: BoolArray
+    weights: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,8 @@ class TrainingPlan:
         hsi_bands: B, of the whole LR-HSI.
         parameters: weights and biases.
         flops_per_pixel: of inference.
-        epochs: passes over the pixels.
-        steps_per_epoch: changes of the weights in each.
+        epochs: passes over the pixels; 0 where the fit itself decides, as preset auto's.
+        steps_per_epoch: changes of the weights in each; likewise.
     """
 
     model: str
@@ -98,12 +105,20 @@ class TrainingPlan:
         bands = f"{self.used_bands}" + (
             f" of {self.hsi_bands}" if self.used_bands < self.hsi_bands else ""
         )
-        return (
+        size = f"{self.parameters:,} parameters, " if self.parameters else ""
+        text = (
             f"model {self.model}: {self.msi_bands} -> {bands} bands, "
-            f"{self.parameters:,} parameters, {self.valid_pixels:,} LR pixels"
+            f"{size}{self.valid_pixels:,} LR pixels"
             + (f" ({left_out:,} with holes left out)" if left_out else "")
-            + f", {self.epochs:,} epochs of {self.steps_per_epoch:,} "
-            + ("step" if self.steps_per_epoch == 1 else "steps")
+        )
+        return (
+            text
+            if not self.epochs
+            else (
+                text
+                + f", {self.epochs:,} epochs of {self.steps_per_epoch:,} "
+                + ("step" if self.steps_per_epoch == 1 else "steps")
+            )
         )
 
 
@@ -113,7 +128,7 @@ class Trained:
 
     Args:
         checkpoint: the model with everything inference needs.
-        history: learning rate and loss of every epoch.
+        history: learning rate and loss of every epoch; empty from preset auto.
         plan: what was fitted.
     """
 
@@ -173,16 +188,24 @@ def load_pairs(lr_hsi: CubeReader, srf: Srf, *, scaling: Scaling | None = None) 
             units[part] = scaling.apply(units[part])
             seen = torch.from_numpy(units[part]).double() @ torch.from_numpy(weights.T.copy())
             lr_msi[part] = seen.numpy()
-    return TrainingData(lr_msi, units, used, scaling, meta.rows * meta.cols)
+    return TrainingData(
+        lr_msi, units, used, scaling, meta.rows * meta.cols, (meta.rows, meta.cols), keep, weights
+    )
 
 
 def plan_training(data: TrainingData, config: TrainConfig) -> TrainingPlan:
     """Return what training on this data will fit."""
     pixels, msi_bands = data.lr_msi.shape
     used = data.lr_hsi.shape[1]
-    model = build_model(config.preset, msi_bands, used, {"hidden_size": config.hidden_size})
+    if config.preset == "auto":
+        return TrainingPlan(
+            model=config.model or "auto", valid_pixels=pixels, pixels=data.pixels,
+            msi_bands=msi_bands, used_bands=used, hsi_bands=data.used_bands.size, parameters=0,
+            flops_per_pixel=0, epochs=0, steps_per_epoch=0,
+        )  # fmt: skip
+    model = build_model("paper", msi_bands, used, {"hidden_size": config.hidden_size})
     return TrainingPlan(
-        model=config.preset,
+        model="paper",
         valid_pixels=pixels,
         pixels=data.pixels,
         msi_bands=msi_bands,
@@ -236,43 +259,49 @@ def train(
     plan = plan_training(data, config)
     if announce is not None:
         announce(plan)
-    fitted = fit(
-        data.lr_msi,
-        data.lr_hsi,
-        config,
-        device=device,
-        threads=threads,
-        progress=progress,
-        state_path=state_path,
-        save_every_s=save_every_s,
-        resume=resume,
-    )
+    if config.preset == "auto":
+        found = fit_auto(
+            data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
+            threads=threads, progress=progress,
+        )  # fmt: skip
+        history = History(np.zeros(0), np.zeros(0))
+    else:
+        fitted = fit(
+            data.lr_msi, data.lr_hsi, config, device=device, threads=threads, progress=progress,
+            state_path=state_path, save_every_s=save_every_s, resume=resume,
+        )  # fmt: skip
+        history = fitted.history
+        found = AutoFit(
+            "paper", {"hidden_size": config.hidden_size}, fitted.model.state_dict(), "",
+            {"epochs": config.epochs, "final_loss": float(history.loss[-1])},
+        )  # fmt: skip
     hsi = lr_hsi.meta
     if not data.used_bands.all():
         hsi = hsi.replace(bad_bands=~data.used_bands)
     checkpoint = Checkpoint(
-        model_name=config.preset,
-        model_config={"hidden_size": config.hidden_size},
-        weights=fitted.model.state_dict(),
+        model_name=found.model_name,
+        model_config=found.model_config,
+        weights=found.weights,
         train_config=config,
         srf=srf,
         hsi=hsi.replace(crs=None, transform=None, provenance=None),
         used_bands=data.used_bands,
         scaling=data.scaling,
         auto_clip=(0.0, 1.0) if data.scaling.is_identity else None,
-        scores={
-            "lr_pixels": plan.valid_pixels,
-            "epochs": config.epochs,
-            "final_loss": float(fitted.history.loss[-1]),
-        },
+        scores={"lr_pixels": plan.valid_pixels, **found.scores},
+        choice=found.choice,
         provenance=provenance(
             "train",
-            {**to_json(config), **lr_hsi.choices},
+            {**_used_options(config), **lr_hsi.choices},
             {"lr_hsi": identity_of(*lr_hsi.files), **(inputs or {})},
             earlier=lr_hsi.meta.provenance,
         ),
     )
-    return Trained(checkpoint, fitted.history, plan)
+    return Trained(checkpoint, history, plan)
+
+
+def _used_options(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in to_json(config).items() if name not in config.unused}
 
 
 def _check_memory(lr_hsi: CubeReader) -> None:

@@ -72,7 +72,7 @@ def write_inputs(folder: Path, side: int) -> tuple[Path, Path]:
         model_name="paper",
         model_config={"hidden_size": 64},
         weights=weights,
-        train_config=TrainConfig(),
+        train_config=TrainConfig(preset="paper"),
         srf=Srf(np.full((4, 100), 0.01), tuple("bgrn")),
         hsi=CubeMeta((64, 64, 100), np.dtype("int16"), scale=1e-4, nodata=-9999),
         used_bands=np.ones(100, bool),

@@ -51,7 +51,11 @@ def main() -> None:
         for device, threads in places:
             started = time.perf_counter()
             fitted = fit(
-                msi, hsi, TrainConfig(epochs=epochs), device=torch.device(device), threads=threads
+                msi,
+                hsi,
+                TrainConfig(preset="paper", epochs=epochs),
+                device=torch.device(device),
+                threads=threads,
             )
             seconds = time.perf_counter() - started
             print(

@@ -26,4 +26,24 @@ MODELS: dict[str, ModelRow] = {
         "SpectralSR_MLP of the paper: six hidden layers with skips",
         "spectralift_cli.core.models.paper:build_paper",
     ),
+    "linear": ModelRow(
+        "least squares in closed form",
+        "spectralift_cli.core.models.residual:build_linear",
+    ),
+    "residual-mlp": ModelRow(
+        "the linear model and the mean of small networks for what it leaves over",
+        "spectralift_cli.core.models.residual:build_residual",
+    ),
+    "kernel": ModelRow(
+        "the linear model and kernel ridge regression (Matern 5/2) of what it leaves over",
+        "spectralift_cli.core.models.kernel:build_kernel",
+    ),
+    "prior-mlp": ModelRow(
+        "the LR-HSI interpolated at the pixel, corrected by the MSI; for this image only",
+        "spectralift_cli.core.models.residual:build_prior",
+    ),
+    "ensemble": ModelRow(
+        "a weighted sum of the others",
+        "spectralift_cli.core.models.ensemble:build_ensemble",
+    ),
 }

@@ -33,6 +33,21 @@ class SpectralModel(nn.Module, ABC):
         super().__init__()
         self.msi_bands = msi_bands
         self.hsi_bands = hsi_bands
+        self.needs_position = False
+
+    @property
+    def inputs(self) -> int:
+        """Columns that go in: M, and 2 for the position where the model needs one.
+
+        A position is (row, col) of the pixel's centre as parts of the image's height and width, 0
+        to 1; so a pixel still decides by itself, however the image is cut.
+        """
+        return self.msi_bands + 2 * self.needs_position
+
+    @property
+    def trained_range(self) -> Tensor | None:
+        """The (2, M) lowest and highest scaled MSI values that pass unchanged, or None."""
+        return None
 
     @abstractmethod
     def initial_weights(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -42,7 +57,7 @@ class SpectralModel(nn.Module, ABC):
     def kernel(self, pixels: int, precision: str = "fp32") -> Kernel:
         """Return a function for inference on exactly `pixels` pixels at a time.
 
-        It takes scaled MSI spectra (pixels, M) float32 on the weights' device and returns
+        It takes scaled MSI spectra (pixels, `inputs`) float32, with positions if it needs them, on the weights' device and returns
         (pixels, B) float32 in a buffer of its own, which the next call overwrites and the caller
         may change. It serves one thread; threads that work at once need one each.
 

@@ -1,0 +1,144 @@
+"""Held-out LR pixels in spatial blocks with a guard band, and weights chosen on them."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+
+from spectralift_cli.core.cube import BoolArray
+
+Floats = NDArray[np.float64]
+
+_PERIOD = 3  # of the blocks along a side; one in 9 is held out
+_BLOCK_PIXELS = 4
+_GUARD = 2
+_BORDER = 2  # rings that a blur with zero borders darkens, which sharp pixels never are
+_LEAST_TRAINING_SHARE = 0.5
+# below this part of the image's mean square a dark pixel's angle is noise and counts no more
+_DARK_SHARE = 0.001
+_ANGLE_SHARE = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One way to hold pixels out.
+
+    Args:
+        held: (h w,) the pixels to score on.
+        training: (h w,) the pixels to fit on: neither held nor within the guard band of held ones.
+    """
+
+    held: BoolArray
+    training: BoolArray
+
+
+def block_splits(shape: tuple[int, int], valid: BoolArray) -> list[Split]:
+    """Cut a grid into blocks of 4 x 4 pixels and deal them to 9 splits, each holding a ninth out.
+
+    Neighbours share a PSF and are nearly copies of each other, so a random choice would score
+    memory; large blocks would score how a model does where it knows nothing, while in the end it
+    knows a pixel everywhere. The guard band is 2 pixels wide, or 1 or 0 where less than half of
+    the pixels would be left.
+
+    Args:
+        shape: (h, w) of the grid.
+        valid: (h w,) pixels with values.
+
+    Returns:
+        The splits with pixels on both sides, those that lie apart first.
+    """
+    rows, cols = (_block_of(size) for size in shape)
+    fold = rows[:, None] * _PERIOD + cols[None, :]  # (h, w)
+    inner = inner_pixels(shape).reshape(shape)
+    splits = []
+    for number in (0, 4, 8, 1, 5, 6, 2, 3, 7):  # diagonals of the 3 x 3
+        held = fold == number
+        training = ~held
+        for guard in range(_GUARD, 0, -1):
+            kept = ~binary_dilation(held, np.ones((3, 3)), guard)
+            if kept.sum() >= _LEAST_TRAINING_SHARE * training.sum():
+                training = kept
+                break
+        split = Split((held & inner).ravel() & valid, training.ravel() & valid)
+        if split.held.any() and split.training.sum() >= 2:
+            splits.append(split)
+    return splits
+
+
+def inner_pixels(shape: tuple[int, int]) -> BoolArray:
+    """Return (h w,) which pixels lie within the outer rings; all, where little else would be left."""
+    inner = np.zeros(shape, bool)
+    border = max(0, min(_BORDER, (min(shape) - 5) // 2))
+    inner[border : shape[0] - border, border : shape[1] - border] = True
+    return inner.ravel()
+
+
+def _block_of(size: int) -> NDArray[np.int64]:
+    blocks = max(_PERIOD, size // _BLOCK_PIXELS)
+    return np.arange(size) * blocks // size % _PERIOD
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Inner products of the candidates' errors on held-out pixels; they add up over splits.
+
+    Args:
+        values: (C, C) of errors in scaled units, per value.
+        angles: (C, C) of the errors' parts across the true spectra, over these spectra's squares
+            (radian^2 for small angles).
+        pixels: that were scored.
+    """
+
+    values: Floats
+    angles: Floats
+    pixels: int
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(
+            self.values + other.values, self.angles + other.angles, self.pixels + other.pixels
+        )
+
+    @classmethod
+    def of(cls, estimates: list[NDArray[np.float32]], truth: NDArray[np.float32]) -> Errors:
+        """Return the products of candidates' (n, B) errors."""
+        true = truth.astype(np.float64)
+        square = np.square(true).sum(axis=1, keepdims=True)  # (n, 1)
+        square = np.maximum(square, _DARK_SHARE * square.mean() + 1e-30)
+        errors = [estimate - true for estimate in estimates]
+        across = [
+            (error - true * (error * true).sum(axis=1, keepdims=True) / square) / np.sqrt(square)
+            for error in errors
+        ]
+        # summed by NumPy without BLAS, whose threads would change the last bits
+        products = [
+            np.array([[float((a * b).sum()) for b in some] for a in some])
+            for some in (errors, across)
+        ]
+        return cls(products[0] / true.shape[1], products[1], len(true))
+
+    @property
+    def rmse(self) -> Floats:
+        """(C,) root mean square errors of the candidates in scaled units."""
+        return np.sqrt(np.diag(self.values) / max(1, self.pixels))
+
+    def rmse_of(self, weights: Floats) -> float:
+        """Return the root mean square error of a weighted sum of the candidates."""
+        return float(np.sqrt(weights @ self.values @ weights / max(1, self.pixels)))
+
+    def best_weights(self, steps: int = 10) -> Floats:
+        """Return the weights, multiples of 1 / steps that sum to 1, of the smallest error.
+
+        The error is the logarithm of the mean square plus half that of the mean squared angle.
+        """
+        count = len(self.values)
+        grid = np.array(
+            [w for w in itertools.product(range(steps + 1), repeat=count) if sum(w) == steps]
+        ) / steps  # fmt: skip
+        cost = np.log(np.einsum("wc,cd,wd->w", grid, self.values, grid) + 1e-300)
+        cost += _ANGLE_SHARE * np.log(np.einsum("wc,cd,wd->w", grid, self.angles, grid) + 1e-300)
+        best: Floats = grid[int(np.argmin(cost))]
+        return best

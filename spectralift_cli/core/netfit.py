@@ -1,0 +1,167 @@
+"""Fit a few small residual networks at once by Adam on mini-batches, on one thread.
+
+The networks of one fit differ by their initial weights and the order of pixels, and share every
+product as one batched product, so that a step costs little more than its arithmetic. One fit runs
+on one thread; several run side by side. So the same bytes come out for any number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import silu
+
+FloatPixels = NDArray[np.float32]
+
+_WARM_UP = 0.1
+_WEIGHT_DECAY = 1e-4
+
+
+@dataclass(frozen=True)
+class NetSize:
+    """The size of a fit.
+
+    Args:
+        hidden: width of the hidden layers.
+        layers: hidden layers.
+        members: networks that are averaged.
+        steps: of the optimiser.
+        batch: pixels a step and network.
+        rate: largest learning rate.
+    """
+
+    hidden: int = 64
+    layers: int = 3
+    members: int = 4
+    steps: int = 600
+    batch: int = 256
+    rate: float = 4e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Nets:
+    """Fitted networks; shapes as in `ResidualMLP`.
+
+    Args:
+        weights: of each layer (members, in, out).
+        biases: of each layer (members, out).
+        out: (members, hidden, Q), divided by the number of members.
+        out_bias: (Q,)
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    out: Tensor
+    out_bias: Tensor
+
+    def __call__(self, z: FloatPixels) -> FloatPixels:
+        """Return the mean output (N, Q) of the networks at features (N, D)."""
+        parts = []
+        with torch.inference_mode():
+            for part in torch.split(torch.from_numpy(z), 4096):
+                y = part.expand(len(self.out), -1, -1)
+                for index, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+                    inner = silu(torch.baddbmm(b[:, None], y, w))
+                    y = inner if index == 0 else inner + y
+                parts.append(torch.bmm(y, self.out).sum(0) + self.out_bias)
+        return torch.cat(parts).numpy()
+
+
+class _FlatAdam:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) on views of one flat vector.
+
+    PyTorch's own, fused or not, loads its compiler on its first step, which takes longer than many
+    a fit here.
+
+    Args:
+        shapes: of the parameters.
+    """
+
+    beta1 = 0.9
+    beta2 = 0.99
+    epsilon = 1e-8
+
+    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+        sizes = [math.prod(shape) for shape in shapes]
+        self._weights = torch.zeros(sum(sizes))
+        self._gradient = torch.zeros_like(self._weights)
+        self._m = torch.zeros_like(self._weights)
+        self._v = torch.zeros_like(self._weights)
+        self._root = torch.empty_like(self._weights)
+        views = zip(self._weights.split(sizes), self._gradient.split(sizes), shapes, strict=True)  # type: ignore[no-untyped-call]
+        self.parameters: list[Tensor] = []
+        for weights, gradient, shape in views:
+            parameter = weights.view(shape).requires_grad_()
+            parameter.grad = gradient.view(shape)  # backward adds to what is there
+            self.parameters.append(parameter)
+
+    @torch.no_grad()
+    def step(self, rate: float, t: int) -> None:
+        """Take step t (from 1) with the gradients that were added up, and clear them."""
+        self._m.lerp_(self._gradient, 1 - self.beta1)
+        self._v.mul_(self.beta2).addcmul_(self._gradient, self._gradient, value=1 - self.beta2)
+        torch.sqrt(self._v, out=self._root)
+        self._root.div_(math.sqrt(1 - self.beta2**t)).add_(self.epsilon)
+        self._weights.mul_(1 - rate * _WEIGHT_DECAY)
+        self._weights.addcdiv_(self._m, self._root, value=-rate / (1 - self.beta1**t))
+        self._gradient.zero_()
+
+
+def fit_nets(
+    z: FloatPixels, targets: FloatPixels, scale: FloatPixels, size: NetSize, seed: int
+) -> Nets:
+    """Fit networks z -> targets by the mean absolute error; their output starts at zero.
+
+    Args:
+        z: (N, D) standardised features.
+        targets: (N, Q).
+        scale: (Q,) positive, what the outputs are multiplied by, so that the last layer is of the
+            order of 1; the error itself is not divided by it.
+        size: of the networks and the fit.
+        seed: of the weights and the order of pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs, wanted = torch.tensor(z), torch.tensor(targets)
+    factor = torch.tensor(scale)
+    count, members = len(inputs), size.members
+    widths = [inputs.shape[1]] + [size.hidden] * size.layers + [wanted.shape[1]]
+    shapes: list[tuple[int, ...]] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        shapes += [(members, n_in, n_out), (members, 1, n_out)]
+    adam = _FlatAdam(shapes)
+    parameters = adam.parameters
+    for index in range(size.layers):  # the last layer stays zero
+        deviation = math.sqrt(2 / widths[index])
+        with torch.no_grad():
+            parameters[2 * index].normal_(0, deviation, generator=generator)
+    batch = min(size.batch, count)
+    share = 1 / (batch * float(factor.sum()))
+    order = torch.empty(members, 0, dtype=torch.long)
+    for step in range(size.steps):
+        done = step / size.steps
+        rate = min(1, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
+        if order.shape[1] < batch:
+            fresh = [torch.randperm(count, generator=generator) for _ in range(members)]
+            order = torch.cat([order, torch.stack(fresh)], 1)
+        chosen, order = order[:, :batch].reshape(-1), order[:, batch:]
+        y = inputs.index_select(0, chosen).view(members, batch, -1)
+        for layer in range(size.layers):
+            inner = silu(torch.baddbmm(parameters[2 * layer + 1], y, parameters[2 * layer]))
+            y = inner if layer == 0 else inner + y
+        out = torch.baddbmm(parameters[-1], y, parameters[-2]) * factor
+        error = out.detach() - wanted.index_select(0, chosen).view(members, batch, -1)
+        torch.autograd.backward(out, error.sign_().mul_(share))
+        adam.step(size.rate * rate + 1e-6, step + 1)
+    final = [parameter.detach() for parameter in parameters]
+    return Nets(
+        [final[2 * layer] for layer in range(size.layers)],
+        [final[2 * layer + 1][:, 0] for layer in range(size.layers)],
+        final[-2] * factor / members,
+        (final[-1][:, 0] * factor).mean(0),
+    )
