@@ -95,8 +95,10 @@ def _checkpoint_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("SRF", item["srf_source"]),
         ("scaling", f"{item['scaling']['lo']:g} to {item['scaling']['hi']:g} becomes 0 to 1"),
         ("trained", ", ".join(f"{k} {v}" for k, v in item["train"].items() if v is not None)),
+        ("chosen", item["choice"]),
         ("scores", ", ".join(scores)),
     ]
+    rows = [row for row in rows if row[1]]
     return [*rows, *_made_by(item)]
 
 

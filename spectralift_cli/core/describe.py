@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from spectralift_cli.core.config import to_json
 from spectralift_cli.core.cube import (
     AnyArray,
     CubeMeta,
@@ -230,7 +229,8 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "used_bands": int(found.used_bands.sum()),
         "wavelengths_nm": _listed(found.hsi.wavelengths_nm),
         "scaling": {"lo": found.scaling.lo, "hi": found.scaling.hi},
-        "train": to_json(found.train_config),
+        "train": found.train_config.used_json(),
+        "choice": found.choice,
         "scores": dict(found.scores),
         "provenance": None if found.provenance is None else dict(found.provenance),
     }

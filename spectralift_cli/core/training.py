@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from spectralift_cli.core.auto import AutoFit, fit_auto
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.config import TrainConfig, to_json
+from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, CubeReader, Progress, no_progress, row_blocks
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -292,16 +292,12 @@ def train(
         choice=found.choice,
         provenance=provenance(
             "train",
-            {**_used_options(config), **lr_hsi.choices},
+            {**config.used_json(), **lr_hsi.choices},
             {"lr_hsi": identity_of(*lr_hsi.files), **(inputs or {})},
             earlier=lr_hsi.meta.provenance,
         ),
     )
     return Trained(checkpoint, history, plan)
-
-
-def _used_options(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in to_json(config).items() if name not in config.unused}
 
 
 def _check_memory(lr_hsi: CubeReader) -> None:
