@@ -175,6 +175,10 @@ class TrainConfig:
             n for preset, own in _PRESET_OPTIONS.items() if preset != self.preset for n in own
         )
 
+    def used_json(self) -> dict[str, Any]:
+        """Return the options that determine the result, as `to_json` does."""
+        return {name: value for name, value in to_json(self).items() if name not in self.unused}
+
     @staticmethod
     def _check_preset(given: Mapping[str, Any]) -> None:
         preset = canonical(given.get("preset", TrainConfig.preset), PRESETS)
