@@ -490,10 +490,16 @@ class SelectedReader(CubeReader):
         self.format_name = source.format_name
         self.streams = source.streams
         self.block_rows = source.block_rows
+        self.choices = source.choices
         self._source = source
         self._row = row
         self._cols = slice(col, col + width)
         self._bands = None if bands is None else np.asarray(bands, dtype=np.intp)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the source."""
+        return self._source.files
 
     def _read(self, start: int, stop: int) -> AnyArray:
         block = self._source.read(slice(self._row + start, self._row + stop))[:, self._cols]

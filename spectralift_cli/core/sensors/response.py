@@ -40,6 +40,7 @@ class Srf:
         source: where the response comes from, e.g. "gaussian-from-band-edges".
         kept: (M,) 0-based indices of these bands in the sensor before any were dropped, or None if
             none were.
+        sensor_bands: how many bands `kept` was chosen from; None with it.
 
     Raises:
         DataError: the parts do not fit each other, or a row cannot be a response.
@@ -50,6 +51,7 @@ class Srf:
     coverage: FloatArray | None = None
     source: str = "weights"
     kept: tuple[int, ...] | None = None
+    sensor_bands: int | None = None
 
     def __post_init__(self) -> None:
         weights = np.array(self.weights, dtype=np.float64)
@@ -103,6 +105,7 @@ class Srf:
             band_names=tuple(self.band_names[i] for i in chosen),
             coverage=None if self.coverage is None else self.coverage[chosen],
             kept=tuple(before[i] for i in chosen),
+            sensor_bands=self.sensor_bands or self.num_msi_bands,
         )
 
 
