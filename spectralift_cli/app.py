@@ -54,6 +54,11 @@ def _boundary(ctx: Any) -> Iterator[None]:
     except BrokenPipeError:
         discard_stdout()
         raise typer.Exit(EXIT_CLOSED_STDOUT) from None
+    except SystemExit as leave:
+        # rich, which prints the help, leaves with 1 when nobody reads it
+        if not isinstance(leave.__context__, BrokenPipeError):
+            raise
+        raise typer.Exit(EXIT_CLOSED_STDOUT) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
@@ -67,7 +72,11 @@ def _boundary(ctx: Any) -> Iterator[None]:
     except _UsageError as error:
         command = getattr(getattr(error, "ctx", None), "command_path", None) or ctx.command_path
         message = error.format_message()  # type: ignore[attr-defined]  # every usage error has it
-        _fail(ctx, message.rstrip("."), f"{command} --help lists what it takes", 2)
+        if not message:  # no arguments at all: the help has been printed
+            raise typer.Exit(2) from None
+        message = message.rstrip(".").replace("Value error, ", "")  # pydantic's preface
+        hint = f"{command} --help lists what it takes"
+        _fail(ctx, f"{message[:1].lower()}{message[1:]}", hint, 2)
     except RuntimeError as error:
         # torch has no error class of its own for a failed allocation on the CPU
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
@@ -80,10 +89,7 @@ def _boundary(ctx: Any) -> Iterator[None]:
 def _fail(ctx: Any, message: str, hint: str, code: int) -> None:
     if (ctx.obj or {}).get("debug"):
         traceback.print_exc()
-    one_line = " ".join(message.split())
-    typer.echo(
-        f"error: {one_line[:1].lower() if code == 2 else one_line[:1]}{one_line[1:]}", err=True
-    )
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
     if hint:
         typer.echo(f"  hint: {' '.join(hint.split())}", err=True)
     raise typer.Exit(code)

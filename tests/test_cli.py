@@ -220,6 +220,34 @@ def test_closed_stdout_ends_quietly(cube: Path) -> None:
         assert process.wait(60) == 141
 
 
+@pytest.mark.parametrize("words", [["--help"], ["synth", "--help"], ["sample", "--list"]])
+def test_a_stdout_that_nobody_reads_or_that_is_closed_ends_quietly(words: list[str]) -> None:
+    program = [sys.executable, "-m", "spectralift_cli", *words]
+    unread, end = os.pipe()
+    os.close(unread)
+    try:
+        done = subprocess.run(program, stdout=end, stderr=subprocess.PIPE)
+    finally:
+        os.close(end)
+    assert (done.returncode, done.stderr) == (141, b"")
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *program]
+    done = subprocess.run(closed, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_closed_stderr_and_stdin_change_nothing(cube: Path) -> None:
+    program = [sys.executable, "-m", "spectralift_cli", "info", str(cube)]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *program], capture_output=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"path")
+
+
+def test_no_arguments_print_the_help_alone(spectralift: Run) -> None:
+    done = spectralift()
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "COMMAND" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],

@@ -130,6 +130,34 @@ def test_loose_files_keep_georeference_and_units(made: Path, tmp_path: Path) -> 
         assert 0 < np.nanmean(sharp.read_units()) < 1
 
 
+def test_bands_that_the_cube_does_not_cover_are_dropped_from_both_sides(
+    made: Path, tmp_path: Path
+) -> None:
+    """An MSI that still has the dropped band gives what the MSI without it gives."""
+    centres = {"a": 1000, "far": 9000, "b": 1500, "c": 2000}
+    rows = [
+        ",".join([f"{nm}", *(f"{np.exp(-(((nm - c) / 200) ** 2)):.6f}" for c in centres.values())])
+        for nm in range(400, 10000, 50)
+    ]
+    srf = tmp_path / "srf.csv"
+    srf.write_text("\n".join([f"wavelength_nm,{','.join(centres)}", *rows]))
+    values = sl.read_cube(made / "scene" / "hr_msi.h5").values
+    np.save(tmp_path / "all.npy", values)
+    np.save(tmp_path / "covered.npy", values[:, :, [0, 2, 3]])
+    choice = sl.ResponseChoice(srf_file=srf, drop_uncovered_bands=True)
+    made_with = []
+    for name in ("all", "covered"):
+        inputs = sl.TrainInputs(
+            lr_hsi=made / "scene" / "lr_hsi.h5", hr_msi=tmp_path / f"{name}.npy", response=choice
+        )
+        model = tmp_path / f"{name}.safetensors"
+        with pytest.warns(sl.SpectraliftWarning, match=r"dropped.*far"):
+            sl.train(inputs, model, sl.TrainConfig(epochs=2))
+        sl.infer(model, inputs.hr_msi, tmp_path / f"{name}-sharp.npy")
+        made_with.append(sl.read_cube(tmp_path / f"{name}-sharp.npy").values)
+    np.testing.assert_array_equal(*made_with)
+
+
 def test_srf_from_stdin(made: Path, tmp_path: Path) -> None:
     srf = (made / "scene" / "srf.csv").read_text()
     words = ["train", "--lr-hsi", str(made / "scene/lr_hsi.h5"), "--srf-file", "-", "--dry-run"]
@@ -211,7 +239,7 @@ BAD = [
     (["synth", "cube.h5", "-o", "x", "--downsample-ratio", "41"], "41"),
     (["synth", "cube.h5", "-o", "x", "--snr-spatial", "nan"], "nan"),
     (["synth", "cube.h5", "-o", "x", "--psf-file", "zero.csv"], "sum"),
-    (["synth", "cube.h5", "-o", "x", "--num-msi-bands", "16", "--srf-file", "wrong.csv"], "12"),
+    (["synth", "cube.h5", "-o", "x", "--srf-file", "wrong.csv"], "12"),
     (["metrics", "scene", "scene/lr_hsi.h5"], "40 x 36"),
 ]
 
@@ -247,6 +275,12 @@ USAGE = [
     ["train", "scene", "-o", "x.safetensors", "--history", "h.csv"],
     ["synth", "cube.h5", "-o", "x", "--sigma", "-1"],
     ["synth", "cube.h5", "-o", "x", "--psf-type", "round"],
+    ["synth", "cube.h5", "-o", "x", "--psf-file", "zero.csv", "--sigma", "3.4"],
+    ["synth", "cube.h5", "-o", "x", "--srf-file", "wrong.csv", "--num-msi-bands", "4"],
+    ["train", "--lr-hsi", "cube.h5", "--srf-file", "s.csv", "--fwhm-factor", "4", "-o", "x"],
+    ["train", "scene", "--var", "cube", "-o", "x.safetensors"],
+    ["train", "scene", "-o", "scene", "--overwrite"],
+    ["train", "scene", "-o", "x.tif"],
     ["train", "scene", "-o", "x.safetensors", "--history", "x.safetensors"],
     ["train", "--lr-hsi", "cube.h5", "--srf-file", "s.csv", "-o", "cube.h5", "--overwrite"],
     ["metrics", "scene", "sharp.tif", "--per-band", "sharp.tif", "--overwrite"],

@@ -58,6 +58,7 @@ class Console:
         self.quiet = quiet
         self.verbose = verbose
         self.warnings: list[str] = []
+        self.given: frozenset[str] = frozenset()  # the parameters that the user gave a value
 
     def say(self, message: str) -> None:
         """Print a line of talk, unless quiet."""
@@ -149,6 +150,7 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
     ) -> None:
         ctx.ensure_object(dict)["debug"] = debug
         console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+        console.given = frozenset(name for name, value in arguments.items() if value is not None)
         for name, config in configs.items():
             values = {key: arguments.pop(key) for key in options_of(config)}
             arguments[name] = config_options.build(config, values)

@@ -63,7 +63,9 @@ def metrics(
 
 def score_table(scores: Mapping[str, Any]) -> str:
     """Return the scores of one mode as a table: name, value, unit, what it is."""
-    rows = [("metric", "value", "unit", f"mode {scores['mode']}")]
+    conventions = (("data_range", "data range"), ("ergas_ratio", "ratio"))
+    stated = [f"{text} {scores[key]:g}" for key, text in conventions if scores.get(key) is not None]
+    rows = [("metric", "value", "unit", ", ".join([f"mode {scores['mode']}", *stated]))]
     for name, metric in METRICS.items():
         if metric.key not in scores:
             continue

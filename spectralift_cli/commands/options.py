@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -171,6 +171,25 @@ def check_output_name(path: Path) -> None:
     if row is None or not row.creator:
         raise typer.BadParameter(
             f"{path}: the ending does not name a format that can be written ({_SUFFIXES})"
+        )
+
+
+def refuse_replaced(given: Collection[str], option: str, replaced: Sequence[str]) -> None:
+    """Refuse options that a file stands in for, rather than ignore them.
+
+    Args:
+        given: the parameters that the user gave a value.
+        option: the parameter of the file.
+        replaced: the parameters that it replaces.
+
+    Raises:
+        typer.BadParameter: both are given.
+    """
+    unused = [name for name in replaced if name in given] if option in given else []
+    if unused:
+        raise typer.BadParameter(
+            f"--{unused[0].replace('_', '-')} does not apply: "
+            f"--{option.replace('_', '-')} replaces it"
         )
 
 

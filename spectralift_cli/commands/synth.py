@@ -34,6 +34,10 @@ def synth(
 ) -> Result:
     """Degrade a sharp cube into LR-HSI and HR-MSI, with SRF, PSF and ground truth."""
     memory_bytes = options.parse_size(memory)
+    options.refuse_replaced(console.given, "psf_file", ("psf_type", "sigma", "kernel_size"))
+    options.refuse_replaced(
+        console.given, "srf_file", ("num_msi_bands", "fwhm_factor", "srf_wavelengths")
+    )
 
     from spectralift_cli.core import stages
 

@@ -97,6 +97,7 @@ def train(
     --num-msi-bands for a documented sensor.
     """
     memory_bytes = options.parse_size(memory)
+    options.refuse_replaced(console.given, "srf_file", ("num_msi_bands", "fwhm_factor"))
 
     from spectralift_cli.core import stages
     from spectralift_cli.core.pairs import ResponseChoice

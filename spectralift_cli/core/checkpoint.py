@@ -28,6 +28,7 @@ from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.tensorfile import dump_tensors, load_tensors
 
 FORMAT = 1
+CHECKPOINT_SUFFIX = ".safetensors"
 _SCHEMA = "spectralift.checkpoint"
 _KIND = "a checkpoint"
 _DAMAGED = "make it again with spectralift train, or fetch it again"
@@ -200,17 +201,19 @@ def _srf_to_json(srf: Srf) -> dict[str, Any]:
         "coverage": None if srf.coverage is None else srf.coverage.tolist(),
         "source": srf.source,
         "kept": None if srf.kept is None else list(srf.kept),
+        "sensor_bands": srf.sensor_bands,
     }
 
 
 def _srf_from_json(fields: Mapping[str, Any]) -> Srf:
-    coverage, kept = fields["coverage"], fields["kept"]
+    coverage, kept, sensor = fields["coverage"], fields["kept"], fields["sensor_bands"]
     return Srf(
         weights=np.asarray(fields["weights"], dtype=np.float64),
         band_names=tuple(_text(name) for name in fields["band_names"]),
         coverage=None if coverage is None else np.asarray(coverage, dtype=np.float64),
         source=_text(fields["source"]),
         kept=None if kept is None else tuple(int(index) for index in kept),
+        sensor_bands=None if sensor is None else int(sensor),
     )
 
 

@@ -99,7 +99,10 @@ class CubeMeta:
         if self.transform is not None:
             transform = tuple(float(v) for v in self.transform[:6])
             if len(transform) != 6 or not np.isfinite(transform).all():
-                raise DataError(f"the transform {self.transform} is not six finite numbers")
+                raise DataError(
+                    f"the transform {self.transform} is not six finite numbers",
+                    "mend the georeference of the file",
+                )
             object.__setattr__(self, "transform", transform)
         if self.nodata is not None:
             object.__setattr__(self, "nodata", _as_stored(self.nodata, dtype))
@@ -118,7 +121,10 @@ class CubeMeta:
         array: Any = np.array(value, dtype=dtype).ravel()
         self._check_length(name, array.size)
         if dtype is np.float64 and not (np.isfinite(array).all() and (array >= 0).all()):
-            raise DataError(f"{name} holds values that are negative or not finite")
+            raise DataError(
+                f"{name} holds values that are negative or not finite",
+                "mend the metadata, or give the wavelengths with --wavelengths",
+            )
         array.setflags(write=False)
         object.__setattr__(self, name, array)
 
@@ -490,10 +496,16 @@ class SelectedReader(CubeReader):
         self.format_name = source.format_name
         self.streams = source.streams
         self.block_rows = source.block_rows
+        self.choices = source.choices
         self._source = source
         self._row = row
         self._cols = slice(col, col + width)
         self._bands = None if bands is None else np.asarray(bands, dtype=np.intp)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the source."""
+        return self._source.files
 
     def _read(self, start: int, stop: int) -> AnyArray:
         block = self._source.read(slice(self._row + start, self._row + stop))[:, self._cols]

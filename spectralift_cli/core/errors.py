@@ -12,12 +12,12 @@ class SpectraliftError(Exception):
 
     Args:
         message: one sentence that names the thing and the numbers that disagree.
-        hint: one sentence with the remedy, empty if there is none to give.
+        hint: one sentence with the remedy.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint

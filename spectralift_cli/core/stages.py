@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spectralift_cli.core import pairs
-from spectralift_cli.core.checkpoint import load_checkpoint, save_checkpoint
+from spectralift_cli.core.checkpoint import CHECKPOINT_SUFFIX, load_checkpoint, save_checkpoint
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
-from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import CubeReader, Progress, SelectedReader, no_progress
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.fitstate import discard_state, state_path_of
@@ -163,9 +163,11 @@ class _Opened:
 
 def _open_training(inputs: TrainInputs) -> _Opened:
     if inputs.scene is not None:
-        if inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice():
+        reading = dataclasses.replace(inputs.reading, memory_bytes=None)
+        loose = inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice()
+        if loose or reading != Reading():
             raise OptionError(
-                "a scene and loose files exclude each other", "a scene brings its own files"
+                "a scene excludes loose files and how to read them", "a scene brings its own files"
             )
         return _open_scene_training(open_scene(inputs.scene))
     if inputs.lr_hsi is None:
@@ -200,8 +202,15 @@ def _open_scene_training(scene: Scene) -> _Opened:
     return _Opened(reader, srf, scaling, {"scene": scene.identity()})
 
 
+def _without_dropped(msi: CubeReader, srf: Srf) -> CubeReader:
+    """Return an MSI without the bands that were dropped from its response, if it has them still."""
+    if srf.kept is not None and msi.meta.bands == srf.sensor_bands:
+        return SelectedReader(msi, srf.kept)
+    return msi
+
+
 def _check_bands(msi: CubeReader, srf: Srf, source: object) -> None:
-    if msi.meta.bands != srf.num_msi_bands:
+    if _without_dropped(msi, srf).meta.bands != srf.num_msi_bands:
         raise DataError(
             f"{msi.path}: has {msi.meta.bands} bands, the response "
             f"{source or 'of the documented sensor'} has {srf.num_msi_bands}: "
@@ -239,7 +248,7 @@ def train(
 
     Raises:
         DataError: see `spectralift_cli.core.training.train`.
-        OptionError: inputs that exclude each other, or too few.
+        OptionError: inputs that exclude each other, or too few; a name without the ending.
         OutputExistsError: an output exists and `overwrite` is false.
     """
     output = Path(output)
@@ -249,6 +258,11 @@ def train(
             f"--{'resume' if resume else 'history'} does not apply to the preset auto, whose fits "
             "are short and have no epochs in common",
             "it belongs to --preset paper",
+        )
+    if output.suffix.lower() != CHECKPOINT_SUFFIX:
+        raise OptionError(
+            f"{output}: the name of a checkpoint ends in {CHECKPOINT_SUFFIX}",
+            f"write it as {output.with_suffix(CHECKPOINT_SUFFIX)}",
         )
     read = [p for p in (inputs.lr_hsi, inputs.hr_msi, inputs.response.srf_file) if p is not None]
     _check_absent(output, overwrite, apart_from=read)
@@ -351,7 +365,8 @@ def infer(
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         return infer_cube(
-            checkpoint, reader, Path(output), config or InferConfig(),
+            checkpoint, _without_dropped(reader, checkpoint.srf), Path(output),
+            config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
             threads=execution.threads, options=stored.options, overwrite=overwrite,
@@ -373,7 +388,7 @@ def plan_infer(
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         return plan_inference(
-            checkpoint, reader.meta,
+            checkpoint, _without_dropped(reader, checkpoint.srf).meta,
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
             threads=execution.threads, source=path,

@@ -391,7 +391,9 @@ def _format_of_input(path: Path) -> Format:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
+        raise DataError(
+            f"{path}: cannot be opened ({error.strerror})", "check the path and its permissions"
+        ) from error
     if not exists:
         raise DataError(f"{path}: no such file", _similar_name(path))
     row = find_format(path)

@@ -58,7 +58,10 @@ def read_header(file: BinaryIO, source: object) -> tuple[tuple[int, ...], bool, 
             "write it again with numpy.save",
         ) from error
     if not all(isinstance(n, int) for n in shape):
-        raise DataError(f"{source}: the header's shape {shape} is not made of whole numbers")
+        raise DataError(
+            f"{source}: the header's shape {shape} is not made of whole numbers",
+            "write it again with numpy.save",
+        )
     return shape, fortran, dtype, file.tell()
 
 

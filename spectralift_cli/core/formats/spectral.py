@@ -111,7 +111,9 @@ def read_wavelengths(path: Path) -> tuple[FloatArray, FloatArray | None]:
         else:
             table, unit = _text_table(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror})", "check its permissions"
+        ) from error
     centres = to_nm(table[:, 0], unit, path)
     widths = to_nm(table[:, 1], unit, path, like_nm=table[:, 0]) if table.shape[1] > 1 else None
     if centres is None or (widths is not None and (widths <= 0).any()):
@@ -127,7 +129,9 @@ def _array_table(path: Path) -> tuple[FloatArray, str | None]:
         array = np.load(path, allow_pickle=False)
         table: FloatArray = np.asarray(array, dtype=np.float64)
     except (ValueError, TypeError, EOFError) as error:
-        raise DataError(f"{path}: not an array of wavelengths ({error})") from error
+        raise DataError(
+            f"{path}: not an array of wavelengths ({error})", "give (bands,) or (bands, 2)"
+        ) from error
     if table.ndim == 1:
         table = table[:, None]
     if table.ndim != 2 or not table.size:
@@ -142,7 +146,9 @@ def _text_table(path: Path) -> tuple[FloatArray, str | None]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file of wavelengths") from error
+        raise DataError(
+            f"{path}: not a text file of wavelengths", "one number per band, one line a band"
+        ) from error
     unit = None
     rows: list[list[float]] = []
     for line in text.splitlines():

@@ -131,7 +131,9 @@ class TiffDirectories:
         try:
             self._fd = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
+            raise DataError(
+                f"{path}: cannot be opened ({error.strerror})", "check its permissions"
+            ) from error
         try:
             self.size = os.fstat(self._fd).st_size
             first = self._read_header()

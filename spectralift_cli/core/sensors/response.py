@@ -40,6 +40,7 @@ class Srf:
         source: where the response comes from, e.g. "gaussian-from-band-edges".
         kept: (M,) 0-based indices of these bands in the sensor before any were dropped, or None if
             none were.
+        sensor_bands: how many bands `kept` was chosen from; None with it.
 
     Raises:
         DataError: the parts do not fit each other, or a row cannot be a response.
@@ -50,6 +51,7 @@ class Srf:
     coverage: FloatArray | None = None
     source: str = "weights"
     kept: tuple[int, ...] | None = None
+    sensor_bands: int | None = None
 
     def __post_init__(self) -> None:
         weights = np.array(self.weights, dtype=np.float64)
@@ -67,7 +69,10 @@ class Srf:
         if coverage is not None:
             coverage = np.array(coverage, dtype=np.float64)
             if coverage.shape != (len(weights),):
-                raise DataError(f"coverage of shape {coverage.shape} for {len(weights)} responses")
+                raise DataError(
+                    f"coverage of shape {coverage.shape} for {len(weights)} responses",
+                    "give one coverage for each MSI band",
+                )
             coverage.setflags(write=False)
         sums = weights.sum(axis=1)
         unreached = (weights == 0).all(axis=1) & (coverage is not None)
@@ -103,6 +108,7 @@ class Srf:
             band_names=tuple(self.band_names[i] for i in chosen),
             coverage=None if self.coverage is None else self.coverage[chosen],
             kept=tuple(before[i] for i in chosen),
+            sensor_bands=self.sensor_bands or self.num_msi_bands,
         )
 
 
