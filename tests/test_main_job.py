@@ -64,7 +64,17 @@ def test_two_runs_with_the_same_seed_give_the_same_bytes(
     options = ("--threads", "1", "-q")
     for words in (
         ("synth", made / "cube.h5", "-o", "scene", "-q"),
-        ("train", "scene", "-o", "model.safetensors", "--preset", "paper", "--epochs", 60, *options),
+        (
+            "train",
+            "scene",
+            "-o",
+            "model.safetensors",
+            "--preset",
+            "paper",
+            "--epochs",
+            60,
+            *options,
+        ),
         ("infer", "model.safetensors", "scene", "-o", "sharp.tif", *options),
     ):
         done = spectralift(*words, cwd=tmp_path)

@@ -252,13 +252,18 @@ class _Problem:
         grid = np.zeros((valid.size, len(self.subspace.basis)), np.float32)
         grid[pixels] = self.subspace.scores(lr_hsi)
         self.grid = filled(grid.reshape(*shape, -1), valid.reshape(shape))
+        self.learning: _Sample | None = None
+        self.judging: _Sample | None = None
+        if not len(self.subspace.basis):  # all spectra are the same
+            return
         rng, noise = np.random.default_rng(seed), self.subspace.noise
         self.learning = self._sample(scale_pairs(self.grid, _LEARNING_SCALE, noise, rng))
-        judging = self._sample(scale_pairs(self.grid, _JUDGING_SCALE, noise, rng))
-        self.judging = judging if judging is not None else self.learning
+        self.judging = self._sample(scale_pairs(self.grid, _JUDGING_SCALE, noise, rng))
+        if self.judging is None:
+            self.judging = self.learning
 
     def _sample(self, pairs: ScalePairs | None) -> _Sample | None:
-        if pairs is None or not len(self.subspace.basis):
+        if pairs is None:
             return None
         pairs = pairs.where(self.valid)
         rows = self._row_of[pairs.pixels]
@@ -443,6 +448,9 @@ class _Search:
             judged = self._judged(kind, split)
             for which, choice in enumerate(choices):
                 training = choice.where(split.training)
+                if len(training.pixels) < 2:
+                    total[which] = np.inf
+                    continue
                 features = self._problem.features(training)
                 for which_width, width in enumerate(widths):
                     slice_of = replace(features, lines=width)
