@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # text of help and tables must not depend on the terminal that make was started in
 export COLUMNS := 100
 
-.PHONY: help demo test lint bench completions clean
+.PHONY: help demo test lint bench bench-accuracy completions clean
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
@@ -32,6 +32,9 @@ test: lint ## lint, types and tests
 
 bench: $(STAMP) ## measure speed and memory; BENCH=name runs one, BENCH_DIR=folder holds the files
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench $(BENCH)
+
+bench-accuracy: $(STAMP) ## accuracy of auto against paper; SPECTRALIFT_SCENES=folder adds scenes to Indian Pines
+	$(BIN)/python -m tests.bench.accuracy --csv accuracy.csv --table examples/accuracy.md
 
 completions: $(STAMP) ## write the completion scripts
 	_SPECTRALIFT_COMPLETE=source_bash $(BIN)/spectralift > completions/spectralift.bash

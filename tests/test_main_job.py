@@ -152,7 +152,7 @@ def test_bands_that_the_cube_does_not_cover_are_dropped_from_both_sides(
         )
         model = tmp_path / f"{name}.safetensors"
         with pytest.warns(sl.SpectraliftWarning, match=r"dropped.*far"):
-            sl.train(inputs, model, sl.TrainConfig(epochs=2))
+            sl.train(inputs, model, sl.TrainConfig(preset="paper", epochs=2))
         sl.infer(model, inputs.hr_msi, tmp_path / f"{name}-sharp.npy")
         made_with.append(sl.read_cube(tmp_path / f"{name}-sharp.npy").values)
     np.testing.assert_array_equal(*made_with)

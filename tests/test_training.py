@@ -339,7 +339,7 @@ def test_workers_share_pieces_and_pass_errors_on() -> None:
 
         def fail(_: int, piece: int) -> None:
             if piece == 5:
-                raise DataError("piece 5")
+                raise DataError("piece 5", "mend it")
 
         with pytest.raises(DataError, match="piece 5"):
             workers.run(fail, range(50))

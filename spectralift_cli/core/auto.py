@@ -40,7 +40,7 @@ _FEW_MEMBERS_FROM = 1500  # LR pixels
 _RIDGE_SPLITS = 3  # of large images; of small ones all
 _SCORED_PIXELS = 300  # that small images should be validated on, by more splits
 _MOST_SPLITS = 5
-_BORDER_GAIN = 0.98  # held-out squared error below which LR pixels at the border are left out
+_CLEAR_GAIN = 0.98  # of held-out squared error, for which a fit departs from its simplest form
 _MARGIN = 1.0  # standard deviations beyond the training range, where the clamp begins
 _SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
 _FLAT = 1e-4  # a band that varies by less than this part of the liveliest one says nothing
@@ -252,13 +252,18 @@ class _Problem:
         grid = np.zeros((valid.size, len(self.subspace.basis)), np.float32)
         grid[pixels] = self.subspace.scores(lr_hsi)
         self.grid = filled(grid.reshape(*shape, -1), valid.reshape(shape))
+        self.learning: _Sample | None = None
+        self.judging: _Sample | None = None
+        if not len(self.subspace.basis):  # all spectra are the same
+            return
         rng, noise = np.random.default_rng(seed), self.subspace.noise
         self.learning = self._sample(scale_pairs(self.grid, _LEARNING_SCALE, noise, rng))
-        judging = self._sample(scale_pairs(self.grid, _JUDGING_SCALE, noise, rng))
-        self.judging = judging if judging is not None else self.learning
+        self.judging = self._sample(scale_pairs(self.grid, _JUDGING_SCALE, noise, rng))
+        if self.judging is None:
+            self.judging = self.learning
 
     def _sample(self, pairs: ScalePairs | None) -> _Sample | None:
-        if pairs is None or not len(self.subspace.basis):
+        if pairs is None:
             return None
         pairs = pairs.where(self.valid)
         rows = self._row_of[pairs.pixels]
@@ -364,6 +369,7 @@ class _Search:
         self._done, self._all = 0, 1
         self._samples: dict[bool, _Sample] = {}
         self._inner: dict[bool, bool] = {}
+        self._lines: dict[bool, int] = {}
         self._splits = block_splits(problem.shape, problem.valid)
         self._kinds = [k for k in (False, True) if any(w.startswith("prior") == k for w in wanted)]
 
@@ -415,7 +421,8 @@ class _Search:
         return NetSize(members=fewer, steps=int(steps), batch=batch)
 
     def _fit(self, kind: bool, sample: _Sample, ridge: float, size: NetSize, number: int) -> _Part:
-        (line,) = _fit_lines(sample.u, sample.y, self._problem.features(sample), [ridge])
+        features = replace(self._problem.features(sample), lines=self._lines[kind])
+        (line,) = _fit_lines(sample.u, sample.y, features, [ridge])
         seed = (self._seed * 1024 + 2 * number + kind) % 2**63
         part = _fit_part(sample.u, sample.y, line, size, seed)
         if size.members:
@@ -424,26 +431,41 @@ class _Search:
         return part
 
     def _prepare(self, kind: bool) -> float:
-        """Return the ridge whose lines score best; leave the border out if they are better so."""
+        """Return the ridge whose lines score best; likewise choose pixels and features for them.
+
+        LR pixels at the border are left out where lines are better without, and the prior's line
+        uses the scores, which lets it give less weight to noisy ones, where that is better.
+        """
         sample = self._problem.learning if kind else self._problem.pixel
         if sample is None:  # the kinds that lack a sample were left out before
             raise AssertionError
         choices = [sample, sample.where(inner_pixels(self._problem.shape))]
-        total = np.zeros((len(choices), len(_RIDGES)))
+        slim = self._problem.features(sample).lines
+        widths = [slim, slim + self._problem.grid.shape[2]] if kind else [slim]
+        total = np.zeros((len(choices), len(widths), len(_RIDGES)))
         large = len(self._problem.x) > _LARGE
         for split in self._splits[: _RIDGE_SPLITS if large else None]:
             judged = self._judged(kind, split)
             for which, choice in enumerate(choices):
                 training = choice.where(split.training)
+                if len(training.pixels) < 2:
+                    total[which] = np.inf
+                    continue
                 features = self._problem.features(training)
-                lines = _fit_lines(training.u, training.y, features, _RIDGES)
-                for index, line in enumerate(lines):
-                    total[which, index] += float(np.square(line(judged.u) - judged.y).sum())
-        best = total.min(axis=1)
-        inner = bool(best[1] < _BORDER_GAIN * best[0])
+                for which_width, width in enumerate(widths):
+                    slice_of = replace(features, lines=width)
+                    lines = _fit_lines(training.u, training.y, slice_of, _RIDGES)
+                    total[which, which_width] += [
+                        float(np.square(line(judged.u) - judged.y).sum()) for line in lines
+                    ]
+        best = total.min(axis=(1, 2))
+        inner = bool(best[1] < _CLEAR_GAIN * best[0])
         self._samples[kind] = choices[inner]
         self._inner[kind] = inner
-        return _RIDGES[int(np.argmin(total[int(inner)]))]
+        best = total[int(inner)].min(axis=1)
+        wide = int(len(widths) > 1 and best[-1] < _CLEAR_GAIN * best[0])
+        self._lines[kind] = widths[wide]
+        return _RIDGES[int(np.argmin(total[int(inner), wide]))]
 
     def _judged(self, kind: bool, split: Split) -> _Sample:
         """Return the held-out pixels; the per-pixel candidates see the same rows as the prior's."""
