@@ -41,6 +41,11 @@ _RIDGE_SPLITS = 3  # of large images; of small ones all
 _SCORED_PIXELS = 300  # that small images should be validated on, by more splits
 _MOST_SPLITS = 5
 _CLEAR_GAIN = 0.98  # of held-out squared error, for which a fit departs from its simplest form
+_BEYOND = 0.25  # of their distance, how far combinations of two pixels reach beyond them
+_STUDENT_STEPS = 1.0  # of a student, in steps of its teachers
+# of the validation error, what a student may differ by: errors add up as squares, so that a
+# quarter raises the error by 3 % at most
+_TOLERANCE = 0.25
 _MARGIN = 1.0  # standard deviations beyond the training range, where the clamp begins
 _SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
 _FLAT = 1e-4  # a band that varies by less than this part of the liveliest one says nothing
@@ -216,6 +221,42 @@ def _fit_part(u: FloatPixels, y: FloatPixels, line: _Line, size: NetSize, seed: 
     nets = fit_nets(z, residual, scale, size, seed) if size.members else None
     low, high = z.min(axis=0) - _MARGIN, z.max(axis=0) + _MARGIN
     return _Part(line, nets, low.astype(np.float32), high.astype(np.float32))
+
+
+def _distilled(part: _Part, u: FloatPixels, size: NetSize, seed: int, allowed: float) -> _Part:
+    """Teach one network what several give on average, and keep it if it says nearly the same.
+
+    It learns from affine combinations of pairs of pixels, which reach a little beyond them:
+    spectra mix linearly, and HR pixels are purer than LR pixels.
+
+    Args:
+        part: with its networks.
+        u: what the pixels of the fit show.
+        size: of the teachers' fit.
+        seed: of the combinations and the student.
+        allowed: root mean square of the difference, in scaled units.
+    """
+    if part.nets is None or size.members < 2:
+        return part
+    rng = np.random.default_rng(seed)
+    z = part.line.features(u)
+
+    def combinations(count: int) -> FloatPixels:
+        one, other = rng.integers(0, len(z), (2, count))
+        share = rng.uniform(-_BEYOND, 1 + _BEYOND, (count, 1)).astype(np.float32)
+        mixed: FloatPixels = z[one] + share * (z[other] - z[one])
+        return mixed.clip(part.low, part.high)
+
+    shown = np.vstack([z, combinations(len(z))])
+    wanted = part.nets(shown)
+    scale = np.maximum(wanted.std(axis=0), 1e-3 * float(wanted.std()) + 1e-9)
+    alone = replace(size, members=1, steps=int(_STUDENT_STEPS * size.steps))
+    student = fit_nets(shown, wanted, scale, alone, seed)
+    unseen = combinations(4096)
+    difference = student(unseen) - part.nets(unseen)
+    if float(np.sqrt(np.square(difference, dtype=np.float64).mean())) > allowed:
+        return part
+    return replace(part, nets=student)
 
 
 @dataclass(frozen=True, eq=False)
@@ -404,7 +445,11 @@ class _Search:
                 size = self._size(self._effort.members)
                 if not shares.get("prior-mlp" if kind else "residual-mlp", 0):
                     size = replace(size, members=0)
-                parts[kind] = self._fit(kind, self._learning(kind), ridges[kind], size, 100)
+                sample = self._learning(kind)
+                part = self._fit(kind, sample, ridges[kind], size, 100)
+                allowed = _TOLERANCE * errors.rmse_of(weights)
+                seed = (self._seed * 1024 + 200 + kind) % 2**63
+                parts[kind] = _distilled(part, sample.u, size, seed, allowed)
 
             workers.run(finish, chosen)
         return self._result(parts, shares, errors, weights)
@@ -417,7 +462,7 @@ class _Search:
         batch = 1 << int(np.clip(np.log2(max(pixels, 1) / 6), 5, 9))
         steps = share * self._effort.steps * np.clip(np.sqrt(pixels / 1000), 0.7, 4)
         # many pixels leave little to average away, and time is then better spent on steps
-        fewer = int(np.ceil(members * min(1.0, np.sqrt(_FEW_MEMBERS_FROM / pixels))))
+        fewer = max(1, round(members * min(1.0, float(np.sqrt(_FEW_MEMBERS_FROM / pixels)))))
         return NetSize(members=fewer, steps=int(steps), batch=batch)
 
     def _fit(self, kind: bool, sample: _Sample, ridge: float, size: NetSize, number: int) -> _Part:
