@@ -26,12 +26,14 @@ from spectralift_cli.core.cube import BoolArray, Progress, no_progress
 from spectralift_cli.core.devices import Workers, check_threads, one_thread_each
 from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.holdout import Errors, Split, block_splits, inner_pixels
+from spectralift_cli.core.kernelfit import fit_kernel
 from spectralift_cli.core.netfit import Nets, NetSize, fit_nets
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 LEAST_PIXELS = 64
+SQRT5 = 5**0.5
 _COMPONENTS = 12  # of the prior: more hold noise, fewer lose rare spectra
 _LEARNING_SCALE, _JUDGING_SCALE = 2, 4
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -55,6 +57,7 @@ _OF_MODEL = {
     "linear": ("linear",),
     "residual-mlp": ("linear", "residual-mlp"),
     "prior-mlp": ("prior-linear", "prior-mlp"),
+    "kernel": ("linear",),
     "ensemble": CANDIDATES,
 }
 
@@ -349,7 +352,9 @@ def _fit_auto(
     shape: tuple[int, int], config: TrainConfig, threads: int | None, progress: Progress,
 ) -> AutoFit:  # fmt: skip
     problem = _Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed)
-    wanted = _OF_MODEL[config.model or "ensemble"]
+    if config.model == "kernel" and len(lr_msi) >= LEAST_PIXELS:
+        return _kernel(problem, config.seed)
+    wanted = _OF_MODEL[config.model or "ensemble"]  # a kernel of few pixels is a line
     samples = {False: problem.pixel, True: problem.learning}
     wanted = tuple(name for name in wanted if samples[name.startswith("prior")] is not None)
     few = len(lr_msi) < LEAST_PIXELS
@@ -384,6 +389,27 @@ def _linear_only(problem: _Problem) -> AutoFit:
         f"linear, leave-one-out error {score:.3g}, ridge {ridge:g}",
         {"validation_rmse": score, "ridge": ridge},
     )  # fmt: skip
+
+
+def _kernel(problem: _Problem, seed: int) -> AutoFit:
+    """Fit the kernel model, its length scale and noise chosen on held-out blocks."""
+    sample = problem.pixel
+    (line,) = _fit_lines(sample.u, sample.y, problem.features(sample), _RIDGES[:1])
+    z = line.features(sample.u)
+    splits = block_splits(problem.shape, problem.valid)[:_RIDGE_SPLITS]
+    fit = fit_kernel(z, sample.y - line(sample.u), sample.pixels, splits, seed)
+    factor = SQRT5 / fit.length
+    arrays: dict[str, Any] = {
+        "factor": np.diag(line.features.matrix) * factor,
+        "shift": line.features.shift * factor,
+        "centres": fit.centres * factor,
+        "coefficients": fit.coefficients,
+    }
+    tensors = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
+    tensors |= _tensors(problem, _Part(line, None, *_no_range()), 1.0)
+    choice = f"kernel: held-out error {fit.rmse:.4g}, length {fit.length:g}, noise {fit.noise:g}"
+    scores = {"validation_rmse": fit.rmse, "length": fit.length, "noise": fit.noise}
+    return AutoFit("kernel", {"centres": len(fit.centres)}, tensors, choice, scores)
 
 
 def _no_range() -> tuple[FloatPixels, FloatPixels]:
