@@ -68,7 +68,9 @@ def at_lr_pixels(model: SpectralModel, x: np.ndarray, shape: tuple[int, int]) ->
     return predict(model, np.hstack([x, place]).astype(np.float32), threads=1)
 
 
-@pytest.mark.parametrize("name", ["linear", "residual-mlp", "prior-mlp", "ensemble", None])
+@pytest.mark.parametrize(
+    "name", ["linear", "residual-mlp", "kernel", "prior-mlp", "ensemble", None]
+)
 def test_every_model_by_name_fits_better_than_the_mean(name: str | None) -> None:
     cube = image(18, 20, 9)
     found, x, y = fitted(cube, 2, TrainConfig(effort="fast", model=name, seed=1))
@@ -81,7 +83,7 @@ def test_every_model_by_name_fits_better_than_the_mean(name: str | None) -> None
         assert not model.needs_position
     assert found.scores["validation_rmse"] > 0
     weights = [value for key, value in found.scores.items() if key.startswith("weight_")]
-    assert sum(weights) == pytest.approx(1) or name == "linear"
+    assert sum(weights) == pytest.approx(1) or name in ("linear", "kernel")
 
 
 def test_same_seed_same_bytes_for_any_number_of_threads() -> None:

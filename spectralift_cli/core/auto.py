@@ -26,12 +26,14 @@ from spectralift_cli.core.cube import BoolArray, Progress, no_progress
 from spectralift_cli.core.devices import Workers, check_threads, one_thread_each
 from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.holdout import Errors, Split, block_splits, inner_pixels
+from spectralift_cli.core.kernelfit import fit_kernel
 from spectralift_cli.core.netfit import Nets, NetSize, fit_nets
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 LEAST_PIXELS = 64
+SQRT5 = 5**0.5
 _COMPONENTS = 12  # of the prior: more hold noise, fewer lose rare spectra
 _LEARNING_SCALE, _JUDGING_SCALE = 2, 4
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -41,6 +43,11 @@ _RIDGE_SPLITS = 3  # of large images; of small ones all
 _SCORED_PIXELS = 300  # that small images should be validated on, by more splits
 _MOST_SPLITS = 5
 _CLEAR_GAIN = 0.98  # of held-out squared error, for which a fit departs from its simplest form
+_BEYOND = 0.25  # of their distance, how far combinations of two pixels reach beyond them
+_STUDENT_STEPS = 1.0  # of a student, in steps of its teachers
+# of the validation error, what a student may differ by: errors add up as squares, so that a
+# quarter raises the error by 3 % at most
+_TOLERANCE = 0.25
 _MARGIN = 1.0  # standard deviations beyond the training range, where the clamp begins
 _SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
 _FLAT = 1e-4  # a band that varies by less than this part of the liveliest one says nothing
@@ -50,6 +57,7 @@ _OF_MODEL = {
     "linear": ("linear",),
     "residual-mlp": ("linear", "residual-mlp"),
     "prior-mlp": ("prior-linear", "prior-mlp"),
+    "kernel": ("linear",),
     "ensemble": CANDIDATES,
 }
 
@@ -218,6 +226,42 @@ def _fit_part(u: FloatPixels, y: FloatPixels, line: _Line, size: NetSize, seed: 
     return _Part(line, nets, low.astype(np.float32), high.astype(np.float32))
 
 
+def _distilled(part: _Part, u: FloatPixels, size: NetSize, seed: int, allowed: float) -> _Part:
+    """Teach one network what several give on average, and keep it if it says nearly the same.
+
+    It learns from affine combinations of pairs of pixels, which reach a little beyond them:
+    spectra mix linearly, and HR pixels are purer than LR pixels.
+
+    Args:
+        part: with its networks.
+        u: what the pixels of the fit show.
+        size: of the teachers' fit.
+        seed: of the combinations and the student.
+        allowed: root mean square of the difference, in scaled units.
+    """
+    if part.nets is None or size.members < 2:
+        return part
+    rng = np.random.default_rng(seed)
+    z = part.line.features(u)
+
+    def combinations(count: int) -> FloatPixels:
+        one, other = rng.integers(0, len(z), (2, count))
+        share = rng.uniform(-_BEYOND, 1 + _BEYOND, (count, 1)).astype(np.float32)
+        mixed: FloatPixels = z[one] + share * (z[other] - z[one])
+        return mixed.clip(part.low, part.high)
+
+    shown = np.vstack([z, combinations(len(z))])
+    wanted = part.nets(shown)
+    scale = np.maximum(wanted.std(axis=0), 1e-3 * float(wanted.std()) + 1e-9)
+    alone = replace(size, members=1, steps=int(_STUDENT_STEPS * size.steps))
+    student = fit_nets(shown, wanted, scale, alone, seed)
+    unseen = combinations(4096)
+    difference = student(unseen) - part.nets(unseen)
+    if float(np.sqrt(np.square(difference, dtype=np.float64).mean())) > allowed:
+        return part
+    return replace(part, nets=student)
+
+
 @dataclass(frozen=True, eq=False)
 class _Sample:
     """Training rows of one kind of candidate: LR pixels (flat indices of the grid) and what is seen."""
@@ -308,7 +352,9 @@ def _fit_auto(
     shape: tuple[int, int], config: TrainConfig, threads: int | None, progress: Progress,
 ) -> AutoFit:  # fmt: skip
     problem = _Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed)
-    wanted = _OF_MODEL[config.model or "ensemble"]
+    if config.model == "kernel" and len(lr_msi) >= LEAST_PIXELS:
+        return _kernel(problem, config.seed)
+    wanted = _OF_MODEL[config.model or "ensemble"]  # a kernel of few pixels is a line
     samples = {False: problem.pixel, True: problem.learning}
     wanted = tuple(name for name in wanted if samples[name.startswith("prior")] is not None)
     few = len(lr_msi) < LEAST_PIXELS
@@ -343,6 +389,27 @@ def _linear_only(problem: _Problem) -> AutoFit:
         f"linear, leave-one-out error {score:.3g}, ridge {ridge:g}",
         {"validation_rmse": score, "ridge": ridge},
     )  # fmt: skip
+
+
+def _kernel(problem: _Problem, seed: int) -> AutoFit:
+    """Fit the kernel model, its length scale and noise chosen on held-out blocks."""
+    sample = problem.pixel
+    (line,) = _fit_lines(sample.u, sample.y, problem.features(sample), _RIDGES[:1])
+    z = line.features(sample.u)
+    splits = block_splits(problem.shape, problem.valid)[:_RIDGE_SPLITS]
+    fit = fit_kernel(z, sample.y - line(sample.u), sample.pixels, splits, seed)
+    factor = SQRT5 / fit.length
+    arrays: dict[str, Any] = {
+        "factor": np.diag(line.features.matrix) * factor,
+        "shift": line.features.shift * factor,
+        "centres": fit.centres * factor,
+        "coefficients": fit.coefficients,
+    }
+    tensors = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
+    tensors |= _tensors(problem, _Part(line, None, *_no_range()), 1.0)
+    choice = f"kernel: held-out error {fit.rmse:.4g}, length {fit.length:g}, noise {fit.noise:g}"
+    scores = {"validation_rmse": fit.rmse, "length": fit.length, "noise": fit.noise}
+    return AutoFit("kernel", {"centres": len(fit.centres)}, tensors, choice, scores)
 
 
 def _no_range() -> tuple[FloatPixels, FloatPixels]:
@@ -404,7 +471,11 @@ class _Search:
                 size = self._size(self._effort.members)
                 if not shares.get("prior-mlp" if kind else "residual-mlp", 0):
                     size = replace(size, members=0)
-                parts[kind] = self._fit(kind, self._learning(kind), ridges[kind], size, 100)
+                sample = self._learning(kind)
+                part = self._fit(kind, sample, ridges[kind], size, 100)
+                allowed = _TOLERANCE * errors.rmse_of(weights)
+                seed = (self._seed * 1024 + 200 + kind) % 2**63
+                parts[kind] = _distilled(part, sample.u, size, seed, allowed)
 
             workers.run(finish, chosen)
         return self._result(parts, shares, errors, weights)
@@ -417,7 +488,7 @@ class _Search:
         batch = 1 << int(np.clip(np.log2(max(pixels, 1) / 6), 5, 9))
         steps = share * self._effort.steps * np.clip(np.sqrt(pixels / 1000), 0.7, 4)
         # many pixels leave little to average away, and time is then better spent on steps
-        fewer = int(np.ceil(members * min(1.0, np.sqrt(_FEW_MEMBERS_FROM / pixels))))
+        fewer = max(1, round(members * min(1.0, float(np.sqrt(_FEW_MEMBERS_FROM / pixels)))))
         return NetSize(members=fewer, steps=int(steps), batch=batch)
 
     def _fit(self, kind: bool, sample: _Sample, ridge: float, size: NetSize, number: int) -> _Part:

@@ -53,7 +53,7 @@ PROTOCOLS = ("physical", "published")
 PRESETS = ("auto", "paper")
 EFFORTS = ("fast", "default", "best")
 # what preset auto may be told to use; the table of all models is `core.models.MODELS`
-AUTO_MODELS = ("linear", "residual-mlp", "prior-mlp", "ensemble")
+AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "ensemble")
 SCHEDULES = ("one_cycle", "cosine_restart", "flat")
 # what only preset paper uses
 PAPER_OPTIONS = (

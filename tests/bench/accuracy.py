@@ -226,7 +226,7 @@ def _by_scene(values: dict[str, float]) -> float:
     return statistics.fmean(statistics.fmean(some) for some in scenes.values())
 
 
-def table(rows: Sequence[dict[str, str]], efforts: Sequence[str]) -> str:
+def table(rows: Sequence[dict[str, str]], efforts: Sequence[str], note: str = "") -> str:
     """Return the Markdown document of all measurements."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False
@@ -238,6 +238,7 @@ def table(rows: Sequence[dict[str, str]], efforts: Sequence[str]) -> str:
         f"{ERGAS_NOTE}.",
         "Seconds are those of training alone, as wall time after the imports.",
     ]
+    lines += [note] if note else []
     paper = means(rows, "paper", "")
     for effort in efforts:
         auto = means(rows, "auto", effort)
@@ -278,6 +279,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--csv", type=Path, default=Path("accuracy.csv"))
     parser.add_argument("--table", type=Path, help="Markdown file to write")
+    parser.add_argument("--note", default="", help="a line about the machine, for the table")
     parser.add_argument(
         "--scenes", type=Path, default=Path(tempfile.gettempdir()) / "spectralift-accuracy"
     )
@@ -307,7 +309,7 @@ def main(words: Sequence[str] | None = None) -> int:
             _append(given.csv, row)
             print(*(f"{row[name]}" for name in _COLUMNS), flush=True)
     if given.table is not None:
-        given.table.write_text(table(read_rows(given.csv), given.efforts))
+        given.table.write_text(table(read_rows(given.csv), given.efforts, given.note))
     return 0
 
 

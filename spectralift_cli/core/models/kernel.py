@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -95,6 +94,3 @@ def build_kernel(msi_bands: int, hsi_bands: int, *, centres: Any) -> KernelModel
             "the checkpoint is damaged: train again",
         )
     return KernelModel(msi_bands, hsi_bands, centres)
-
-
-SQRT5 = math.sqrt(5)
