@@ -13,6 +13,7 @@ killed between the two, the next one moves what is left into place.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import glob
@@ -34,6 +35,18 @@ _FOLDER_MARKERS = {
 }  # fmt: skip
 _MARKER_BYTES = 4 * 2**20
 _WHOLE = ".whole.part"
+
+
+# what is being prepared, and by which process: an interrupt can come between the making of a private
+# folder and the `with` that would remove it
+_LIVE: dict[Staging, int] = {}
+
+
+@atexit.register
+def _abort_all() -> None:
+    for stage, process in list(_LIVE.items()):
+        if process == os.getpid():  # not a child that was forked meanwhile
+            stage.abort()
 
 
 class Staging:
@@ -91,6 +104,8 @@ class Staging:
     def _make_folder(self) -> Path:
         while True:
             folder = self.key.parent / f".{self.key.name}.{secrets.token_hex(4)}.part"
+            self.folder = folder
+            _LIVE[self] = os.getpid()
             try:
                 folder.mkdir()
             except FileExistsError:
@@ -164,11 +179,13 @@ class Staging:
 
         A set whose old key is gone already is put in place all the same.
         """
-        if self._lock_fd < 0:
+        if self not in _LIVE:
             return
         _clear(self.folder, self.key)
-        os.close(self._lock_fd)
-        self._lock_fd = -1
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+        del _LIVE[self]
 
     def __enter__(self) -> Self:
         return self
