@@ -75,10 +75,15 @@ def train(
     memory: options.Memory = None,
     history: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Also write epoch, learning rate and loss."),
+        typer.Option(
+            metavar="CSV", help="Also write epoch, learning rate and loss (preset paper)."
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a killed training from MODEL.state.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue a killed training of preset paper from MODEL.state."
+        ),
     ] = False,
     save_every: Annotated[
         float, typer.Option(min=0.1, max=1e6, help="Seconds between savings of MODEL.state.")
