@@ -8,6 +8,7 @@ from pathlib import Path
 from spectralift_cli.core.config import SynthConfig
 from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.errors import DataError, OptionError
+from spectralift_cli.core.placement import Placement, place
 from spectralift_cli.core.scene import Scene, is_scene, open_scene
 from spectralift_cli.core.sensors.response import (
     Srf,
@@ -88,3 +89,17 @@ def reference_image(path: Path) -> tuple[Path, Scene | None]:
         return path, None
     scene = open_scene(path)
     return scene.path("gt"), scene
+
+
+def scene_placement(scene: Scene, lr: CubeMeta, hr: CubeMeta) -> Placement:
+    """Return where a scene's LR pixels lie on the HR image.
+
+    The published protocol lets them share the whole image, whatever its size.
+
+    Raises:
+        DataError: the images do not fit each other, see `place`.
+    """
+    if scene.recipe.get("protocol") == "published":
+        scale = hr.rows / lr.rows, hr.cols / lr.cols
+        return Placement((lr.rows, lr.cols), (hr.rows, hr.cols), scale)
+    return place(lr, hr, sources=(scene.path("lr_hsi"), scene.path("hr_msi")))
