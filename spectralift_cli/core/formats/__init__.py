@@ -1,8 +1,9 @@
 """The formats a cube can be in, as a table, and the two functions that open and create cubes.
 
-A row and two functions add a format: `opener(path, request) -> CubeReader` and
-`creator(path, meta, options, overwrite) -> CubeWriter`, named as text and imported on use. This
-module imports nothing heavy, so that help and completion may read the table.
+A row of `table` and two functions add a format: `opener(path, request) -> CubeReader` and
+`creator(path, meta, options, overwrite) -> CubeWriter`, named as text and imported on use. A third,
+`detector(path) -> bool`, tells a product from other files of the format it comes in. This module
+imports nothing heavy, so that help and completion may read the table.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def open_cube(
     """Open a cube for reading by rows.
 
     Args:
-        path: a file, an ENVI header or its data file, or a Zarr store.
-        var: the variable, where a file holds several arrays.
+        path: a file, an ENVI header or its data file, a Zarr store, or a product's file or folder.
+        var: the variable, where a file holds several arrays. Of a product that comes as HDF5 it
+            reads that dataset alone, without what the product says of it.
         axis_order: the stored axes, a permutation of "yxb" or "yx", for files that do not fix them.
         wavelengths: a file of band centres in nanometres (and FWHM as a second column) that replace
             the file's own.
@@ -93,7 +95,7 @@ def open_cube(
         OptionError: an option does not apply to this format.
     """
     path = Path(path)
-    row = _format_of_input(path)
+    row = _format_of_input(path, var)
     request = OpenRequest(var, _check_axis_order(axis_order), allow_2d, memory_bytes)
     if axis_order is not None and not row.axis_order:
         raise OptionError(
@@ -222,7 +224,7 @@ def _fields_present(meta: CubeMeta) -> list[str]:
     return [name for name, there in present.items() if there]
 
 
-def _format_of_input(path: Path) -> Format:
+def _format_of_input(path: Path, var: str | None) -> Format:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:
@@ -241,23 +243,41 @@ def _format_of_input(path: Path) -> Format:
                 f"{path}: is a scene, a cube is needed here",
                 f"name one of its cubes, for example {path / 'lr_hsi.h5'}",
             )
+        product = _product(path, "folder", var)
+        if product is not None:
+            return product
         raise DataError(
-            f"{path}: is a folder that is neither a scene nor a Zarr store",
+            f"{path}: is a folder that is neither a scene nor a Zarr store nor a product's",
             "name the file inside it",
         )
     if not path.is_file():
         raise DataError(f"{path}: is not a regular file", "give a file or a Zarr store")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)", "make or fetch it again")
-    if row is not None and row.name != "zarr":
-        return row
-    sniffed = _sniff(path)
-    if sniffed is None:
+    if row is None or row.name == "zarr":
+        row = by_name.get(_sniff(path) or "")
+    product = _product(path, "other" if row is None else row.name, var)
+    if product is not None:
+        return product
+    if row is None:
         raise DataError(
             f"{path}: not a format that is known here",
             f"use one of {', '.join(s for f in FORMATS for s in f.suffixes[:2])}",
         )
-    return by_name[sniffed]
+    return row
+
+
+def _product(path: Path, comes_as: str, var: str | None) -> Format | None:
+    """Return the product that a file or folder is, by its content, or None.
+
+    A dataset that `--var` names is read as it is, unless it is the very one that the product's
+    reader reads: it must not lose what the reader knows of it.
+    """
+    for row in FORMATS:
+        asked = var is None or var.strip("/") == row.variable
+        if asked and comes_as in row.comes_as and _resolve(row.detector, row)(path):
+            return row
+    return None
 
 
 _MAGIC = (

@@ -34,7 +34,8 @@ class Format:
     Args:
         name: its name in help and `info`.
         help: one line.
-        suffixes: lower-case file name endings; the first one is the usual.
+        suffixes: lower-case file name endings; the first one is the usual. A product has none: it
+            comes in a common format and is told by its content.
         opener: "module:function".
         creator: "module:function", empty where we only read.
         reads_rows: it can read a block of rows without loading the cube.
@@ -45,6 +46,11 @@ class Format:
         variables: whether a file can hold several arrays, told apart by `--var`.
         options: what `--co` takes.
         extra: the optional dependency it needs, or "".
+        loaded_whole: which of its files are loaded whole although `reads_rows`, or "".
+        detector: "module:function", (path) -> bool, that knows a product by its content; or "".
+        comes_as: what a product comes as: names of formats, "folder", or "other" for a file that is
+            in no format of this table.
+        variable: the one dataset that a product is read from, or "".
     """
 
     name: str
@@ -60,6 +66,10 @@ class Format:
     variables: bool = False
     options: tuple[CreationOption, ...] = field(default=())
     extra: str = ""
+    loaded_whole: str = ""
+    detector: str = ""
+    comes_as: tuple[str, ...] = ()
+    variable: str = ""
 
 
 _DEFLATE_LEVELS = tuple(str(level) for level in range(10))
@@ -95,6 +105,7 @@ FORMATS: tuple[Format, ...] = (
             CreationOption("COMPRESS", "compression (NONE)", ("NONE", "DEFLATE")),
             CreationOption("LEVEL", "deflate level (6)", _DEFLATE_LEVELS),
         ),
+        loaded_whole="compressed",
     ),
     Format(
         name="mat",
@@ -112,6 +123,7 @@ FORMATS: tuple[Format, ...] = (
             CreationOption("COMPRESS", "compression (NONE)", ("NONE", "DEFLATE")),
             CreationOption("VARIABLE", "name of the cube's variable (cube)", ("*",)),
         ),
+        loaded_whole="version 5",
     ),
     Format(
         name="hdf5",
@@ -128,10 +140,11 @@ FORMATS: tuple[Format, ...] = (
             *_HDF5_OPTIONS,
             CreationOption("VARIABLE", "name of the cube's dataset (cube)", ("*",)),
         ),
+        loaded_whole="tall compressed chunks",
     ),
     Format(
         name="tiff",
-        help="GeoTIFF, Cloud Optimized GeoTIFF, or a plain stack of TIFF pages",
+        help="GeoTIFF (Sentinel-2 and Landsat stacks too), COG, or a plain stack of TIFF pages",
         suffixes=(".tif", ".tiff"),
         opener="spectralift_cli.core.formats.geotiff:open_tiff",
         creator="spectralift_cli.core.formats.geotiff:create_geotiff",
@@ -182,5 +195,44 @@ FORMATS: tuple[Format, ...] = (
             CreationOption("VERSION", "of the format (3); 2 is for GDAL before 3.11", ("2", "3")),
         ),
         extra="zarr",
+    ),
+    Format(
+        name="enmap",
+        help="EnMAP L2A: *-SPECTRAL_IMAGE.TIF with its *-METADATA.XML, or their folder",
+        suffixes=(),
+        opener="spectralift_cli.core.formats.enmap:open_enmap",
+        creator="",
+        reads_rows=True,
+        writes_rows=False,
+        dtypes=("int16",),
+        detector="spectralift_cli.core.formats.enmap:is_enmap",
+        comes_as=("folder", "tiff", "other"),
+    ),
+    Format(
+        name="prisma",
+        help="PRISMA L2D (.he5), VNIR and SWIR as one cube",
+        suffixes=(),
+        opener="spectralift_cli.core.formats.prisma:open_prisma",
+        creator="",
+        reads_rows=True,
+        writes_rows=False,
+        dtypes=("uint16",),
+        loaded_whole="tall compressed chunks",
+        detector="spectralift_cli.core.formats.prisma:is_prisma",
+        comes_as=("hdf5",),
+    ),
+    Format(
+        name="emit",
+        help="EMIT L2A reflectance (.nc), a swath that is not on a map",
+        suffixes=(),
+        opener="spectralift_cli.core.formats.emit:open_emit",
+        creator="",
+        reads_rows=True,
+        writes_rows=False,
+        dtypes=("float32",),
+        loaded_whole="tall compressed chunks",
+        detector="spectralift_cli.core.formats.emit:is_emit",
+        comes_as=("hdf5",),
+        variable="reflectance",
     ),
 )  # fmt: skip
