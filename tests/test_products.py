@@ -258,10 +258,13 @@ def test_prisma_attributes_that_do_not_fit(
     [{"Epsg_Code": None}, {"Epsg_Code": np.uint32(7)}, {"Product_LRcorner_northing": None},
      {"Product_URcorner_easting": np.nan}],
 )  # fmt: skip
-def test_prisma_without_georeference(attributes: dict[str, Any], tmp_path: Path) -> None:
+def test_prisma_without_georeference(
+    attributes: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.warns(SpectraliftWarning, match="give no georeference"):
         meta = read_cube(write_prisma(tmp_path / "p.he5", **attributes)).meta
     assert (meta.crs, meta.transform) == (None, None)
+    assert capfd.readouterr().err == ""  # PROJ would speak for itself
 
 
 def test_prisma_cubes_of_two_sizes(tmp_path: Path) -> None:

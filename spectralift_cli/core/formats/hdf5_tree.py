@@ -198,8 +198,9 @@ def list_datasets(
         DataError: the file holds too many links to look at, or its root is damaged.
     """
     listing = Listing()
-    groups = deque([("", file["/"])])
-    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    with as_data_error(path):
+        groups = deque([("", file["/"])])
+        seen = {h5py.h5o.get_info(file["/"].id).addr}
     count = 0
     while groups:
         prefix, group = groups.popleft()
@@ -211,6 +212,12 @@ def list_datasets(
                 f"{path}: holds more than {_MAX_LINKS:,} objects", "name the dataset with --var"
             )
         for leaf in leaves:
+            if isinstance(leaf, bytes):  # h5py's answer to a name that is not UTF-8
+                shown = prefix + leaf.decode("utf-8", "replace")
+                listing.refused[shown] = DataError(
+                    f"{path}: {shown}: its name is not UTF-8", "rename it, or mend the file"
+                )
+                continue
             name = prefix + leaf
             if leaf in arrays.META_NAMES or leaf.startswith("#"):  # "#refs#": MATLAB's own
                 continue

@@ -14,8 +14,8 @@ items of the file. Understood are
 
 Scale and offset that the GeoTIFF itself states come first. Nothing is assumed that the file does not
 say. A name like `B4` alone tells no sensor: names are left as they are until another one, or an
-item, tells. The items were taken from GDAL's SENTINEL2 driver and from open stackers; files of these
-are what it was not checked against.
+item, tells. The items are those of GDAL's SENTINEL2 driver and of open stackers. The layout was not
+checked against a real product.
 """
 
 from __future__ import annotations

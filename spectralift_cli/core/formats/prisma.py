@@ -33,6 +33,7 @@ from rasterio.errors import CRSError
 from spectralift_cli.core.cube import AnyArray, BoolArray, CubeMeta, CubeReader, FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree
+from spectralift_cli.core.formats.gdalio import gdal_env
 from spectralift_cli.core.formats.hdf5 import DatasetReader
 
 _FIELDS = "HDFEOS/SWATHS/PRS_L2D_HCO/Data Fields"
@@ -231,7 +232,8 @@ def _georeference(
         step_x, step_y = (east - west) / (cols - 1), (north - south) / (rows - 1)
         if code is None or not code.is_integer() or min(step_x, step_y) <= 0:
             raise ValueError("its corners or its EPSG code are none")
-        wkt = CRS.from_epsg(int(code)).to_wkt()
+        with gdal_env():  # without it PROJ itself speaks of a code that it does not know
+            wkt = CRS.from_epsg(int(code)).to_wkt()
     except (KeyError, ValueError, ArithmeticError, CRSError) as error:
         warnings.warn(
             f"{path}: its map projection attributes give no georeference ({error}); "
