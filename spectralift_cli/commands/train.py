@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -120,7 +122,7 @@ def train(
         if dry_run:
             plan = stages.plan_train(inputs, config)
             return Result(data={"plan": plan.__dict__}, table=str(plan))
-        with console.progress("train") as progress:
+        with _telling_of_resume(console, output), console.progress("train") as progress:
             trained = stages.train(
                 inputs, output, config, history_file=history,
                 execution=stages.Execution(device, threads, progress),
@@ -139,3 +141,17 @@ def train(
                 "scores": dict(trained.checkpoint.scores),
             },
         )
+
+
+@contextlib.contextmanager
+def _telling_of_resume(console: Console, output: Path) -> Iterator[None]:
+    """Say how an interrupted training goes on, if it kept its state."""
+    try:
+        yield
+    except BaseException as stop:
+        from spectralift_cli.core.fitstate import state_path_of
+
+        # an interrupt or SIGTERM; errors have hints of their own
+        if not isinstance(stop, Exception) and state_path_of(output).exists():
+            console.say(f"{state_path_of(output)} keeps the training: --resume continues it")
+        raise

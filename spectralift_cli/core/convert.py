@@ -217,6 +217,13 @@ def convert(
         OptionError: options that exclude each other.
         OutputExistsError: the output exists and `overwrite` is false.
     """
+    if reader.swath:
+        warnings.warn(
+            f"{reader.path}: is not orthorectified, and {output} will not say so: "
+            "its rows and columns are the sensor's, not a map's",
+            SpectraliftWarning,
+            stacklevel=2,
+        )
     with reader:
         chosen = None if bands is None else parse_bands(bands, reader.meta)
         if drop_bad_bands:

@@ -271,11 +271,13 @@ class CubeReader(ABC):
         choices: what the user said of the file that its values or metadata depend on, JSON-ready;
             part of the provenance of whatever is made of it.
         streams: whether `read` touches little more than the rows that are asked for.
+        swath: whether rows and columns are the sensor's own rather than those of a map.
         block_rows: the number of rows that is natural to read at once.
     """
 
     format_name: str = ""
     streams: bool = True
+    swath: bool = False
 
     def __init__(self, path: Path, meta: CubeMeta, layout: Mapping[str, Any] | None = None) -> None:
         self.path = path
@@ -495,6 +497,7 @@ class SelectedReader(CubeReader):
         super().__init__(source.path, meta, source.layout)
         self.format_name = source.format_name
         self.streams = source.streams
+        self.swath = source.swath
         self.block_rows = source.block_rows
         self.choices = source.choices
         self._source = source

@@ -17,6 +17,7 @@ from spectralift_cli.core.errors import DataError, OptionError, OutputExistsErro
 from spectralift_cli.core.fitstate import discard_state, state_path_of
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
 from spectralift_cli.core.inference import infer as infer_cube
@@ -174,12 +175,14 @@ def _open_training(inputs: TrainInputs) -> _Opened:
         raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
     reader = inputs.reading.open(inputs.lr_hsi)
     try:
+        check_on_map(reader)
         srf = pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
         identities: dict[str, Mapping[str, object]] = {}
         if inputs.response.srf_file is not None:
             identities["srf"] = identity(inputs.response.srf_file)
         if inputs.hr_msi is not None:
             with open_cube(inputs.hr_msi, allow_2d=True) as msi:
+                check_on_map(msi)
                 _check_bands(msi, srf, inputs.response.srf_file)
                 identities["hr_msi"] = identity(*msi.files)
     except BaseException:
@@ -364,6 +367,7 @@ def infer(
     checkpoint = load_checkpoint(Path(model))
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
+        check_on_map(reader)
         return infer_cube(
             checkpoint, _without_dropped(reader, checkpoint.srf), Path(output),
             config or InferConfig(),
@@ -387,6 +391,7 @@ def plan_infer(
     checkpoint = load_checkpoint(Path(model))
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
+        check_on_map(reader)
         return plan_inference(
             checkpoint, _without_dropped(reader, checkpoint.srf).meta,
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,

@@ -105,7 +105,7 @@ def open_hdf5(path: Path, request: OpenRequest) -> CubeReader:
         # a soft link may have led elsewhere: what lies beside the link comes first
         folders = list(dict.fromkeys((f"/{name}".rpartition("/")[0], group.name.rstrip("/"))))
         fields = {
-            **_attributes(dataset, shape[2], dtype, source),
+            **attribute_fields(dataset, shape[2], dtype, source),
             **_read_json(file, folders, request, path),
         }
         sides = _read_sides(file, folders, request, path)
@@ -151,7 +151,7 @@ def _read_sides(
     return sides
 
 
-def _attributes(
+def attribute_fields(
     dataset: h5py.Dataset, bands: int, dtype: np.dtype[Any], source: str
 ) -> dict[str, Any]:
     """Return what the dataset's own attributes say plainly; what they say oddly is left out."""

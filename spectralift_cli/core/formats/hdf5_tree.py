@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,16 @@ def open_file(path: Path) -> h5py.File:
                 raise
             # HDF5 wants one answer per process, and the caller has the file open with another one
             return h5py.File(path, "r", **settings)
+
+
+def holds(path: Path, names: Sequence[str]) -> bool:
+    """Tell whether a file is HDF5 with a dataset under each of these names."""
+    try:
+        with open_file(path) as file:
+            found = [resolve(file, name, path) for name in names]
+            return all(pair is not None and isinstance(pair[1], h5py.Dataset) for pair in found)
+    except (DataError, OSError):
+        return False  # the format that it comes in says what is wrong with it
 
 
 def resolve(file: h5py.File, name: str, path: Path) -> tuple[h5py.Group, Any] | None:
@@ -188,8 +198,9 @@ def list_datasets(
         DataError: the file holds too many links to look at, or its root is damaged.
     """
     listing = Listing()
-    groups = deque([("", file["/"])])
-    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    with as_data_error(path):
+        groups = deque([("", file["/"])])
+        seen = {h5py.h5o.get_info(file["/"].id).addr}
     count = 0
     while groups:
         prefix, group = groups.popleft()
@@ -201,6 +212,12 @@ def list_datasets(
                 f"{path}: holds more than {_MAX_LINKS:,} objects", "name the dataset with --var"
             )
         for leaf in leaves:
+            if isinstance(leaf, bytes):  # h5py's answer to a name that is not UTF-8
+                shown = prefix + leaf.decode("utf-8", "replace")
+                listing.refused[shown] = DataError(
+                    f"{path}: {shown}: its name is not UTF-8", "rename it, or mend the file"
+                )
+                continue
             name = prefix + leaf
             if leaf in arrays.META_NAMES or leaf.startswith("#"):  # "#refs#": MATLAB's own
                 continue
@@ -336,7 +353,7 @@ def filters_of(dataset: h5py.Dataset) -> list[str]:
     return [label.decode("ascii", "replace").split(";")[0][:40].strip() for label in labels]
 
 
-def attribute(node: h5py.Dataset, name: str) -> Any:
+def attribute(node: h5py.Dataset | h5py.File, name: str) -> Any:
     """Return an attribute's value (array, number or text), None if there is none of modest size."""
     with as_data_error(f"{node.file.filename}: {node.name}, attribute {name}"):
         if name not in node.attrs:
