@@ -188,8 +188,9 @@ def list_datasets(
         DataError: the file holds too many links to look at, or its root is damaged.
     """
     listing = Listing()
-    groups = deque([("", file["/"])])
-    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    with as_data_error(f"{path}: its root"):
+        groups = deque([("", file["/"])])
+        seen = {h5py.h5o.get_info(file["/"].id).addr}
     count = 0
     while groups:
         prefix, group = groups.popleft()
@@ -201,6 +202,12 @@ def list_datasets(
                 f"{path}: holds more than {_MAX_LINKS:,} objects", "name the dataset with --var"
             )
         for leaf in leaves:
+            if not isinstance(leaf, str):  # h5py gives a name that is not UTF-8 as bytes
+                listing.refused[prefix + leaf.decode("utf-8", "replace")] = DataError(
+                    f"{path}: {prefix}{leaf!r} is not a name in UTF-8",
+                    "the file is damaged; fetch or save it again",
+                )
+                continue
             name = prefix + leaf
             if leaf in arrays.META_NAMES or leaf.startswith("#"):  # "#refs#": MATLAB's own
                 continue
