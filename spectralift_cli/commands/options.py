@@ -112,6 +112,13 @@ MsiBands = Annotated[
         help="The MSI's bands as Gaussians in nm: 480:65,560:35,665:30.",
     ),
 ]  # fmt: skip
+DropUncoveredBands = Annotated[
+    bool,
+    typer.Option(
+        "--drop-uncovered-bands",
+        help="Drop MSI bands that the cube's wavelengths cover less than half.",
+    ),
+]
 RESPONSES = ("srf_file", "sensor", "msi_bands")
 SceneOption = Annotated[
     Path | None, typer.Option("--scene", metavar="SCENE", help="The scene, as an option.")

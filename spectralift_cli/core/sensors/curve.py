@@ -163,7 +163,7 @@ def sensor_curves(sensor: Sensor) -> tuple[Curve, ...]:
     for line in table.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             name, first, step, *values = line.split(",")
-            nm = float(first) + float(step) * np.arange(len(values))
+            nm = float(first) + float(step) * np.arange(len(values), dtype=np.float64)
             curves.append(Curve(name, nm, np.array(values, dtype=np.float64)))
     return tuple(curves)
 
