@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 
 from spectralift_cli.core.cube import CubeMeta
-from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.sensors import SENSORS
 from spectralift_cli.core.sensors.curve import Curve, sensor_curves
 
 # `B2`, `B02`, `Band 2`, `SR_B2`, `T33UUU_B8A_10m`, `B4, central wavelength 665 nm`
 _NUMBERED = re.compile(r"(?<![a-z0-9])b(?:and)?[\s_.-]*0*(\d{1,2}[a-z]?)(?![a-z0-9])")
-# what programs call bands that have no name: these count the file's bands, not the sensor's
-_COUNTED = re.compile(r"(?:band|layer|lyr|channel)[\s_.-]*0*(\d{1,4})")
+# what programs call bands that have no name: where these count from 1 to the number of bands, they
+# count the file's bands, not the sensor's; a bare B may mean either
+_COUNTED = re.compile(r"(?:b|band|layer|lyr|channel)[\s_.-]*0*(\d{1,4})")
 # how far an image's own band centre may lie outside the half maximum of the response meant for it
 _CENTRE_SLACK_NM = 15.0
 
@@ -38,9 +40,10 @@ def sensor_bands(
     """
     curves = sensor_curves(SENSORS[name])
     named = None if msi is None else _by_names(name, curves, msi)
+    counting = msi is not None and _count_only(msi)
     if wanted:
         chosen = _asked_for(name, curves, wanted)
-        if named is not None and named != chosen:
+        if named is not None and named != chosen and not counting:
             raise DataError(
                 f"{source}: its bands are called {_names(curves, named)}, not "
                 f"{_names(curves, chosen)} as asked for",
@@ -48,12 +51,25 @@ def sensor_bands(
             )
     elif named is not None:
         chosen = named
+        if counting and len(chosen) < len(curves):
+            warnings.warn(
+                f"{source}: its bands are called B1 to B{len(chosen)}, which may only count them; "
+                f"they are taken for these of {name}, --sensor {name}:BAND,BAND,... names others",
+                SpectraliftWarning,
+                stacklevel=2,
+            )
     else:
         found = None if msi is None else _by_wavelengths(curves, msi)
         chosen = found if found is not None else tuple(range(len(curves)))
     if msi is not None:
         _check(name, curves, chosen, msi, source)
     return tuple(curves[i] for i in chosen)
+
+
+def _count_only(msi: CubeMeta) -> bool:
+    """Tell whether an image's band names are a word and a number that counts from 1."""
+    names = [_COUNTED.fullmatch(each.strip().lower()) for each in msi.band_names or ()]
+    return [match and int(match[1]) for match in names] == list(range(1, msi.bands + 1))
 
 
 def _asked_for(name: str, curves: Sequence[Curve], wanted: Sequence[str]) -> tuple[int, ...]:
@@ -75,8 +91,7 @@ def _asked_for(name: str, curves: Sequence[Curve], wanted: Sequence[str]) -> tup
 def _by_names(name: str, curves: Sequence[Curve], msi: CubeMeta) -> tuple[int, ...] | None:
     if msi.band_names is None:
         return None
-    counted = [_COUNTED.fullmatch(each.strip().lower()) for each in msi.band_names]
-    if [match and int(match[1]) for match in counted] == list(range(1, msi.bands + 1)):
+    if _count_only(msi) and msi.band_names[0].strip().lower()[1:2].isalpha():  # Band 1, layer 1
         return None
     known = _words(name, curves)
     found = [known.get(_word(each)) for each in msi.band_names]
@@ -102,12 +117,14 @@ def _check(
     name: str, curves: Sequence[Curve], chosen: tuple[int, ...], msi: CubeMeta, source: object
 ) -> None:
     if len(chosen) != msi.bands:
+        example = ",".join(curve.name for curve in curves[: msi.bands])
+        remedy = f"say which of them it has, in its order, for example --sensor {name}:{example}"
+        if msi.bands > len(chosen):
+            remedy = "leave out what is not of this sensor: convert --bands"
         raise DataError(
             f"{source}: has {msi.bands} bands, {len(chosen)} are expected of {name}: "
             f"{_names(curves, chosen)}",
-            f"say which of them it has, in its order: --sensor {name}:"
-            + ",".join(curve.name for curve in curves[: msi.bands])
-            + " (for example)",
+            remedy,
         )
     if msi.wavelengths_nm is None:
         return

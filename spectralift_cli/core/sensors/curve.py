@@ -176,13 +176,16 @@ def fold_curves(
     source: str,
 ) -> Srf:
     """Fold responses onto a cube's bands; each keeps its own samples. See `fold_curve`."""
-    parts = [
-        fold_curve(
-            curve.wavelengths_nm, curve.response[:, None], (curve.name,), wavelengths_nm, fwhm_nm,
-            source, bad_bands=bad_bands,
+    parts = []
+    for curve in curves:
+        seen = np.flatnonzero(curve.response > 0)  # tables of many bands are mostly zeros
+        part = slice(max(seen[0] - 1, 0), seen[-1] + 2)
+        nm, response = curve.wavelengths_nm[part], curve.response[part, None]
+        parts.append(
+            fold_curve(
+                nm, response, (curve.name,), wavelengths_nm, fwhm_nm, source, bad_bands=bad_bands
+            )
         )
-        for curve in curves
-    ]  # fmt: skip
     coverage = [0.0 if part.coverage is None else float(part.coverage[0]) for part in parts]
     weights = np.concatenate([part.weights for part in parts])  # (M, B)
     return Srf(weights, tuple(curve.name for curve in curves), np.array(coverage), source)

@@ -210,7 +210,7 @@ def band_spacing_nm(wavelengths_nm: FloatArray) -> FloatArray:
 
 
 def covered_intervals(
-    wavelengths_nm: FloatArray, fwhm_nm: FloatArray | None
+    wavelengths_nm: FloatArray, fwhm_nm: FloatArray | None, bad_bands: BoolArray | None = None
 ) -> list[tuple[float, float]]:
     """Return the ranges of wavelengths that a cube's bands cover, ascending and disjoint, in nm.
 
@@ -222,11 +222,14 @@ def covered_intervals(
     Args:
         wavelengths_nm: (B,) band centres in any order.
         fwhm_nm: (B,) widths, or None.
+        bad_bands: (B,) True for bands that cover nothing, or None.
     """
     spacing = band_spacing_nm(wavelengths_nm)
     width = spacing if fwhm_nm is None else np.maximum(spacing, fwhm_nm)
     reach = np.where(spacing > 0, spacing, width) / 2
     order = np.argsort(wavelengths_nm, kind="stable")
+    if bad_bands is not None:
+        order = order[~bad_bands[order]]
     intervals: list[tuple[float, float]] = []
     before = -1
     for band in order:
@@ -314,8 +317,8 @@ def fold_curve(
     weights[:, ~good] = 0
     sums = weights.sum(axis=1, keepdims=True)
     weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 1e-9)
-    known = None if fwhm_nm is None else widths[good]
-    covered = _integral_inside(curve_nm, positive, covered_intervals(centres[good], known))
+    intervals = covered_intervals(centres, fwhm_nm, ~good)
+    covered = _integral_inside(curve_nm, positive, intervals)
     return Srf(weights, band_names, np.clip(covered / total, 0, 1), source)
 
 
