@@ -89,8 +89,9 @@ def read_srf(
     """
     path = Path(path)
     curves, text = _open(path)
-    if curves is not None and not _on_bands(curves, wavelengths_nm):
-        return _fold(curves, "curve", wavelengths_nm, fwhm_nm, bands, bad_bands, path)
+    if curves is not None:
+        own = _on_bands(curves, wavelengths_nm, path)
+        return own or _fold(curves, "curve", wavelengths_nm, fwhm_nm, bands, bad_bands, path)
     if text is None:
         return _as_matrix(_read_array(path), bands, (), str(path), "matrix")
     return parse_srf(text, wavelengths_nm, fwhm_nm, bands, str(path), bad_bands=bad_bands)
@@ -136,11 +137,19 @@ def _open(path: Path) -> tuple[tuple[Curve, ...] | None, str | None]:
         raise DataError(f"{path}: is not a text file", f"give {_FORMS}") from error
 
 
-def _on_bands(curves: tuple[Curve, ...], wavelengths_nm: FloatArray | None) -> bool:
+def _on_bands(
+    curves: tuple[Curve, ...], wavelengths_nm: FloatArray | None, source: Path
+) -> Srf | None:
+    """Return curves that are sampled at a cube's band centres as weights; None if they are not."""
     nm = curves[0].wavelengths_nm
     if wavelengths_nm is None or nm.shape != wavelengths_nm.shape:
-        return False
-    return bool(np.allclose(nm, np.sort(wavelengths_nm), rtol=0, atol=0.5))
+        return None
+    order = np.argsort(wavelengths_nm, kind="stable")
+    if not np.allclose(nm, wavelengths_nm[order], rtol=0, atol=0.5):
+        return None
+    weights = np.empty((len(curves), nm.size))
+    weights[:, order] = [curve.response for curve in curves]
+    return Srf(normalise_rows(weights, source), tuple(c.name for c in curves), source="matrix")
 
 
 def parse_srf(
