@@ -15,7 +15,7 @@ import pytest
 from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.sensors import SENSORS
-from spectralift_cli.core.sensors.plot import band_spans
+from spectralift_cli.core.sensors.plot import band_spans, joined
 from spectralift_cli.core.sensors.srf import read_srf
 from tests.conftest import Run
 
@@ -74,6 +74,7 @@ def test_the_strip_of_the_cube_has_gaps_at_bad_bands() -> None:
     bad = np.array([False, False, True, False])
     meta = CubeMeta((1, 1, 4), np.dtype("f4"), wavelengths_nm=[500, 510, 520, 530], bad_bands=bad)
     np.testing.assert_allclose(band_spans(meta), [[495, 505], [505, 515], [525, 535]])
+    np.testing.assert_allclose(joined(band_spans(meta)), [[495, 515], [525, 535]])
 
 
 def test_show_takes_files(tmp_path: Path, cube: Path, spectralift: Run) -> None:

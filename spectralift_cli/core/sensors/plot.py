@@ -70,8 +70,8 @@ def response_picture(
         axes = figure.add_subplot()
         seen = [_seen_range(nm, response) for _, nm, response in lines]
         low, high = min(s[0] for s in seen), max(s[1] for s in seen)
-        if hsi is not None and hsi.wavelengths_nm is not None:
-            spans = band_spans(hsi)
+        spans = np.zeros((0, 2)) if hsi is None else band_spans(hsi)
+        if spans.size:
             low, high = min(low, spans[:, 0].min()), max(high, spans[:, 1].max())
             _draw_cube(axes, spans)
         margin = 0.02 * (high - low)
@@ -79,7 +79,7 @@ def response_picture(
         _draw_lines(axes, lines, high - low)
         axes.set_ylim(_STRIP[0] - 0.03, 1.24)
         ticks = {0.0: "0", 0.25: "0.25", 0.5: "0.5", 0.75: "0.75", 1.0: "1"}
-        if hsi is not None and hsi.wavelengths_nm is not None:
+        if spans.size:
             ticks[_STRIP[0] + _STRIP[1] / 2] = "cube"
         axes.set_yticks(list(ticks), list(ticks.values()))
         axes.set_xlabel("wavelength (nm)")
@@ -111,8 +111,23 @@ def _seen_range(nm: FloatArray, response: FloatArray) -> tuple[float, float]:
     return float(nm[inside[0]]), float(nm[inside[-1]])
 
 
+def joined(spans: FloatArray) -> FloatArray:
+    """Return spans (N, 2) in ascending order, those joined that lie less than half a band apart.
+
+    Spacings differ a little from band to band; what is drawn as a gap shall be a missing band.
+    """
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    found = [list(spans[0])]
+    for low, high in spans[1:].tolist():
+        if low - found[-1][1] < (high - low) / 2:
+            found[-1][1] = max(found[-1][1], high)
+        else:
+            found.append([low, high])
+    return np.array(found)
+
+
 def _draw_cube(axes: Any, spans: FloatArray) -> None:
-    strips = [(float(start), float(stop - start)) for start, stop in spans]
+    strips = [(start, stop - start) for start, stop in joined(spans).tolist()]
     axes.broken_barh(strips, _STRIP, facecolor=_CUBE_COLOUR, linewidth=0, zorder=1)
 
 
