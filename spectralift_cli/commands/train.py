@@ -39,10 +39,13 @@ def train(
         typer.Option(
             metavar="FILE",
             rich_help_panel=_INPUTS,
-            help="Sharp multispectral image; its bands are checked against the response.",
+            help="Sharp multispectral image: its band names choose a sensor's bands, its wavelengths "
+            "and FWHM make the response where no option does.",
         ),
     ] = None,
     srf_file: options.SrfFile = None,
+    sensor: options.Sensor = None,
+    msi_bands: options.MsiBands = None,
     num_msi_bands: Annotated[
         int | None,
         typer.Option(
@@ -100,18 +103,19 @@ def train(
     The preset auto fits several models to a part of the LR pixels, weighs them by their error on
     the others, and fits them again to all. It needs neither the HR-MSI nor a ground truth.
 
-    Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --srf-file, or
-    --num-msi-bands for a documented sensor.
+    Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --sensor, --msi-bands,
+    --srf-file, or --num-msi-bands for a documented sensor; none of them where the file of --hr-msi
+    has wavelengths and FWHM.
     """
     memory_bytes = options.parse_size(memory)
-    options.refuse_replaced(console.given, "srf_file", ("num_msi_bands", "fwhm_factor"))
+    options.refuse_several_responses(console.given, ("num_msi_bands", "fwhm_factor"))
 
     from spectralift_cli.core import stages
     from spectralift_cli.core.pairs import ResponseChoice
 
     with options.stdin_as_file(srf_file) as srf_path:
         response = ResponseChoice(
-            srf_file=srf_path, num_msi_bands=num_msi_bands,
+            srf_file=srf_path, sensor=sensor, msi_bands=msi_bands, num_msi_bands=num_msi_bands,
             fwhm_factor=SynthConfig.fwhm_factor if fwhm_factor is None else fwhm_factor,
             drop_uncovered_bands=drop_uncovered_bands,
         )  # fmt: skip

@@ -27,7 +27,7 @@ from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.scene import Scene, open_scene
-from spectralift_cli.core.sensors.response import Srf, check_coverage
+from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
 from spectralift_cli.core.synthesis import SynthPlan, plan_synthesis, synthesize
 from spectralift_cli.core.training import Trained, TrainingPlan, load_pairs, plan_training
@@ -75,6 +75,8 @@ def synth(
     *,
     psf_file: AnyPath | None = None,
     srf_file: AnyPath | None = None,
+    sensor: str | None = None,
+    msi_bands: str | None = None,
     cube_format: str = "h5",
     reading: Reading = Reading(),
     overwrite: bool = False,
@@ -88,6 +90,8 @@ def synth(
         config: protocol, PSF, ratio, noise, sensor; None for the defaults.
         psf_file: kernel in place of the config's shape; see `read_psf`.
         srf_file: response in place of the config's sensor; see `read_srf`.
+        sensor: built-in sensor in place of the config's, `NAME` or `NAME:BAND,BAND,...`.
+        msi_bands: Gaussians in place of the config's sensor, `centre:fwhm,...` in nm.
         cube_format: ending of the cubes in the scene.
         reading: how to read the cube.
         overwrite: replace an existing scene.
@@ -95,6 +99,7 @@ def synth(
 
     Raises:
         DataError: a file is damaged or does not fit; see `synthesize`.
+        OptionError: two of `srf_file`, `sensor` and `msi_bands` are given.
         OutputExistsError: the scene exists and `overwrite` is false.
     """
     config = config or SynthConfig()
@@ -102,7 +107,7 @@ def synth(
         return synthesize(
             reader, Path(output), config,
             psf=None if psf_file is None else read_psf(psf_file),
-            srf=_custom_srf(srf_file, reader, config),
+            srf=_custom_srf(reader, config, srf_file, sensor, msi_bands),
             cube_format=cube_format, overwrite=overwrite, progress=progress,
         )  # fmt: skip
 
@@ -113,6 +118,8 @@ def plan_synth(
     *,
     psf_file: AnyPath | None = None,
     srf_file: AnyPath | None = None,
+    sensor: str | None = None,
+    msi_bands: str | None = None,
     cube_format: str = "h5",
     reading: Reading = Reading(),
 ) -> SynthPlan:
@@ -121,16 +128,22 @@ def plan_synth(
         return plan_synthesis(
             reader.meta, config,
             psf=None if psf_file is None else read_psf(psf_file),
-            srf=_custom_srf(srf_file, reader, config), cube_format=cube_format,
+            srf=_custom_srf(reader, config, srf_file, sensor, msi_bands), cube_format=cube_format,
         )  # fmt: skip
 
 
-def _custom_srf(path: AnyPath | None, reader: CubeReader, config: SynthConfig) -> Srf | None:
-    if path is None:
-        return None
-    meta = reader.meta
-    srf = read_srf(path, meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
-    return check_coverage(srf, drop=config.drop_uncovered_bands)
+def _custom_srf(
+    reader: CubeReader,
+    config: SynthConfig,
+    srf_file: AnyPath | None,
+    sensor: str | None,
+    msi_bands: str | None,
+) -> Srf | None:
+    choice = ResponseChoice(
+        srf_file=None if srf_file is None else Path(srf_file), sensor=sensor, msi_bands=msi_bands,
+        drop_uncovered_bands=config.drop_uncovered_bands,
+    )  # fmt: skip
+    return pairs.find_response(choice, reader.meta, reader.path) if choice.given else None
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,8 @@ class TrainInputs:
     Args:
         scene: a scene's folder; excludes the others.
         lr_hsi: the blurry hyperspectral image.
-        hr_msi: the sharp multispectral image, to check that its bands are the response's.
+        hr_msi: the sharp multispectral image: tells which bands of a sensor it has, or its own
+            response, and is checked against one from elsewhere.
         response: where the spectral response comes from, for loose files.
         reading: how to read the LR-HSI.
     """
@@ -176,13 +190,17 @@ def _open_training(inputs: TrainInputs) -> _Opened:
     reader = inputs.reading.open(inputs.lr_hsi)
     try:
         check_on_map(reader)
-        srf = pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
         identities: dict[str, Mapping[str, object]] = {}
         if inputs.response.srf_file is not None:
             identities["srf"] = identity(inputs.response.srf_file)
-        if inputs.hr_msi is not None:
+        if inputs.hr_msi is None:
+            srf = pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
+        else:
             with open_cube(inputs.hr_msi, allow_2d=True) as msi:
                 check_on_map(msi)
+                srf = pairs.find_response(
+                    inputs.response, reader.meta, inputs.lr_hsi, msi.meta, inputs.hr_msi
+                )
                 _check_bands(msi, srf, inputs.response.srf_file)
                 identities["hr_msi"] = identity(*msi.files)
     except BaseException:
@@ -216,7 +234,7 @@ def _check_bands(msi: CubeReader, srf: Srf, source: object) -> None:
     if _without_dropped(msi, srf).meta.bands != srf.num_msi_bands:
         raise DataError(
             f"{msi.path}: has {msi.meta.bands} bands, the response "
-            f"{source or 'of the documented sensor'} has {srf.num_msi_bands}: "
+            f"{source or srf.source} has {srf.num_msi_bands}: "
             f"{', '.join(srf.band_names[:16])}",
             "choose the bands with convert --bands, in the order of the response",
         )

@@ -24,11 +24,11 @@ from spectralift_cli.core.formats.envi_meta import format_meta, read_meta
 from spectralift_cli.core.formats.rawio import pread_into, pwrite_all
 from spectralift_cli.core.outputs import Staging
 
-_DATA_TYPES = {
+DATA_TYPES = {
     1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8",
 }  # fmt: skip
 _COMPLEX_TYPES = (6, 9)
-_CODES = {np.dtype(name): code for code, name in _DATA_TYPES.items()}
+_CODES = {np.dtype(name): code for code, name in DATA_TYPES.items()}
 _BYTE_ORDERS: dict[int, Literal["<", ">"]] = {0: "<", 1: ">"}
 # the file's axes, in terms of the cube's (rows, cols, bands)
 _AXES = {"bip": (0, 1, 2), "bil": (0, 2, 1), "bsq": (2, 0, 1)}
@@ -159,12 +159,12 @@ def _read_dtype(header: EnviHeader) -> np.dtype[Any]:
             f"{header.path}: data type {code} is complex, which a cube is not",
             "save the magnitude or the real part as data type 4",
         )
-    if code not in _DATA_TYPES:
+    if code not in DATA_TYPES:
         raise DataError(
-            f"{header.path}: data type {code} is none of ENVI's {sorted(_DATA_TYPES)}",
+            f"{header.path}: data type {code} is none of ENVI's {sorted(DATA_TYPES)}",
             "mend the header",
         )
-    dtype = np.dtype(_DATA_TYPES[code])
+    dtype = np.dtype(DATA_TYPES[code])
     if header.text("byte order") is None and dtype.itemsize > 1:
         _warn(f"{header.path}: has no byte order; 0 (little endian) is taken")
     order = header.whole("byte order", 0)

@@ -40,6 +40,9 @@ _DEFLATE_RATIO = 1032
 # values that were never written take no room in the file; up to here that is an honest, small cube
 _SPARSE_BYTES = 2**30
 
+# what `small_arrays` takes for a table rather than an image
+SMALL_VALUES = 2**20
+
 Check = Callable[[h5py.Dataset, str], np.dtype[Any]]
 ShapeOf = Callable[[h5py.Dataset, str], tuple[int, ...]]
 
@@ -392,3 +395,29 @@ def read_beside(
             return None
         check_storage(dataset, request, source)
         return np.asarray(dataset[()])
+
+
+def small_arrays(path: Path) -> dict[str, AnyArray]:
+    """Return the numeric datasets of a file's root with at most 2**20 values, by name.
+
+    Raises:
+        DataError: the file is damaged, or these have more than 2**23 values together.
+    """
+    found: dict[str, AnyArray] = {}
+    total = 0
+    with open_file(path) as file:
+        listing = list_datasets(
+            file, path, check_values, lambda dataset, _: tuple(dataset.shape), nested=False
+        )
+        for name in (*listing.shapes, *arrays.META_NAMES):
+            values = read_beside(file, name, SMALL_VALUES, OpenRequest(), path)
+            if values is None or values.dtype.kind not in "iuf" or not values.size:
+                continue
+            total += values.size
+            if total > 8 * SMALL_VALUES:
+                raise DataError(
+                    f"{path}: holds more than {8 * SMALL_VALUES:,} values in small arrays",
+                    "save the arrays that are meant alone",
+                )
+            found[name] = values
+    return found
