@@ -483,6 +483,7 @@ class _Compute:
         tally: _Tally,
     ) -> None:
         self._scaling = checkpoint.scaling
+        self._radiometry = checkpoint.radiometry
         self._used = checkpoint.used_bands
         self._msi = msi
         self._fill = np.nan if out.nodata is None else out.nodata
@@ -517,6 +518,8 @@ class _Compute:
         some = bool(holes.any())
         if some:
             units[holes] = 0
+        if self._radiometry is not None:
+            units = self._radiometry.apply(units)
         scaled = self._scaling.apply(units)
         beyond = 0
         if self._range is not None:

@@ -28,6 +28,7 @@ from spectralift_cli.core.identity import identity as identity_of
 from spectralift_cli.core.identity import provenance
 from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import REFUSED_BELOW, WARNED_BELOW, Srf
 
@@ -232,6 +233,8 @@ def train(
     save_every_s: float = 30.0,
     resume: bool = False,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    radiometry: Radiometry | None = None,
+    shift_px: tuple[float, float] = (0.0, 0.0),
 ) -> Trained:
     """Train the spectral inverter of an LR-HSI.
 
@@ -251,6 +254,9 @@ def train(
         save_every_s: seconds between savings of the state.
         resume: continue from the state, if there is one.
         inputs: role -> identity of further inputs, for the provenance.
+        radiometry: from the HR-MSI to the LR-HSI, which inference applies; training does not see
+            the HR-MSI.
+        shift_px: displacement of the LR-HSI's content in LR pixels, likewise.
 
     Raises:
         DataError: see `load_pairs` and `fit`.
@@ -284,12 +290,14 @@ def train(
         weights=found.weights,
         train_config=config,
         srf=srf,
-        hsi=hsi.replace(crs=None, transform=None, provenance=None),
+        hsi=hsi.replace(provenance=None),
         used_bands=data.used_bands,
         scaling=data.scaling,
         auto_clip=(0.0, 1.0) if data.scaling.is_identity else None,
         scores={"lr_pixels": plan.valid_pixels, **found.scores},
         choice=found.choice,
+        radiometry=radiometry,
+        shift_px=shift_px,
         provenance=provenance(
             "train",
             {**config.used_json(), **lr_hsi.choices},
