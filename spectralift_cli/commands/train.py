@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command
 from spectralift_cli.core.config import SynthConfig, TrainConfig
 from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.training import TrainingPlan
 
 _INPUTS = "Loose files"
 _COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
@@ -37,7 +40,7 @@ def train(
         typer.Option(
             metavar="FILE",
             rich_help_panel=_INPUTS,
-            help="Sharp multispectral image; its bands are checked against the response.",
+            help="Sharp multispectral image: its bands, place and units are checked.",
         ),
     ] = None,
     srf_file: options.SrfFile = None,
@@ -119,12 +122,12 @@ def train(
         )  # fmt: skip
         if dry_run:
             plan = stages.plan_train(inputs, config)
-            return Result(data={"plan": plan.__dict__}, table=str(plan))
+            return Result(data={"plan": plan.to_json()}, table=_told(plan))
         with console.progress("train") as progress:
             trained = stages.train(
                 inputs, output, config, history_file=history,
                 execution=stages.Execution(device, threads, progress),
-                announce=lambda plan: console.say(str(plan)),
+                announce=lambda plan: console.say(_told(plan)),
                 resume=resume, save_every_s=save_every, overwrite=overwrite,
             )  # fmt: skip
         if trained.checkpoint.choice:
@@ -133,9 +136,13 @@ def train(
         return Result(
             outputs=outputs,
             data={
-                "plan": trained.plan.__dict__,
+                "plan": trained.plan.to_json(),
                 "model": trained.checkpoint.model_name,
                 "choice": trained.checkpoint.choice,
                 "scores": dict(trained.checkpoint.scores),
             },
         )
+
+
+def _told(plan: TrainingPlan) -> str:
+    return str(plan) if plan.placement is None else f"{plan.placement}\n{plan}"

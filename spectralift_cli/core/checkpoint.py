@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from spectralift_cli.core.config import TrainConfig, from_json, to_json
-from spectralift_cli.core.cube import BoolArray, CubeMeta
+from spectralift_cli.core.cube import BoolArray, CubeMeta, FloatArray
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats.arrays import meta_from_json, meta_to_json
+from spectralift_cli.core.levels import PERCENTS
 from spectralift_cli.core.models.base import SpectralModel, build_model
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_bytes
@@ -57,6 +58,10 @@ class Checkpoint:
             anything else; None for none.
         shift_px: (rows, cols) displacement of the LR-HSI's content in LR pixels, see
             `Placement.shifted`.
+        shares_extent: whether the LR-HSI and its HR-MSI show the same ground to the edge though
+            the ratio of their sizes need not be whole, as in the published protocol.
+        levels: (M, 5) `PERCENTS` of the LR-MSI in units, to recognise an MSI in others; None if
+            unknown.
 
     Raises:
         DataError: the parts do not fit each other.
@@ -76,6 +81,8 @@ class Checkpoint:
     choice: str = ""
     radiometry: Radiometry | None = None
     shift_px: tuple[float, float] = (0.0, 0.0)
+    shares_extent: bool = False
+    levels: FloatArray | None = None
 
     def __post_init__(self) -> None:
         bands = self.hsi.bands
@@ -93,6 +100,14 @@ class Checkpoint:
             )
         if not np.isfinite(self.shift_px).all():
             raise DataError(f"the shift {self.shift_px} is not finite", _DAMAGED)
+        expected_levels = (self.msi_bands, len(PERCENTS))
+        if self.levels is not None and (
+            self.levels.shape != expected_levels or not np.isfinite(self.levels).all()
+        ):
+            raise DataError(
+                f"the checkpoint's levels of the LR-MSI are not {expected_levels} finite numbers",
+                _DAMAGED,
+            )
         if not self.used_bands.any():
             raise DataError("the checkpoint uses none of its bands", _DAMAGED)
         expected = {n: tuple(t.shape) for n, t in self.empty_model().state_dict().items()}
@@ -143,6 +158,8 @@ class Checkpoint:
             "choice": self.choice,
             "radiometry": None if self.radiometry is None else self.radiometry.to_json(),
             "shift_px": list(self.shift_px),
+            "shares_extent": self.shares_extent,
+            "levels": None if self.levels is None else self.levels.tolist(),
             "provenance": None if self.provenance is None else dict(self.provenance),
         }
         return dump_tensors(self.weights, document)
@@ -191,6 +208,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             choice=_text(document.get("choice", "")),
             radiometry=_radiometry(document.get("radiometry")),
             shift_px=_shift(document.get("shift_px", (0.0, 0.0))),
+            shares_extent=document.get("shares_extent", False) is True,
+            levels=_levels(document.get("levels")),
         )
     except DataError as error:
         raise DataError(f"{path}: {error.message}".replace(f"{path}: {path}", f"{path}"),
@@ -270,6 +289,10 @@ def _radiometry(value: Any) -> Radiometry | None:
 def _shift(value: Any) -> tuple[float, float]:
     down, across = (float(number) for number in value)
     return down, across
+
+
+def _levels(value: Any) -> FloatArray | None:
+    return None if value is None else np.asarray(value, dtype=np.float64)
 
 
 def _numbers(value: Any) -> dict[str, float | int]:
