@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from spectralift_cli.app import app
 from spectralift_cli.core import stages
 from spectralift_cli.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from spectralift_cli.core.config import InferConfig, TrainConfig
+from spectralift_cli.core.config import InferConfig, SynthConfig, TrainConfig
 from spectralift_cli.core.cube import Cube, CubeMeta
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import open_cube, read_cube, write_cube
@@ -226,6 +226,17 @@ def wkt32632() -> str:
     return str(CRS.from_epsg(32632).to_wkt())
 
 
+def test_a_published_scene_shares_its_extent_at_a_ratio_that_is_not_whole(tmp_path: Path) -> None:
+    write_cube(tmp_path / "gt.npy", synthetic(50, 47, 8))
+    config = SynthConfig(protocol="published")
+    with pytest.warns(SpectraliftWarning, match="fractional area"):
+        scene = stages.synth(tmp_path / "gt.npy", tmp_path / "scene", config, cube_format="npy")
+    stages.train(stages.TrainInputs(scene=tmp_path / "scene"), tmp_path / "m.safetensors", TRAIN)
+    for image in (scene.folder, scene.path("hr_msi")):
+        result = stages.infer(tmp_path / "m.safetensors", image, tmp_path / "x.npy", overwrite=True)
+        assert result.placement == Placement((12, 11), (50, 47), (50 / 12, 47 / 11))
+
+
 def test_a_model_that_holds_no_lr_image_serves_any_scene(tmp_path: Path) -> None:
     far = write_cube(tmp_path / "far.npy", Cube.of(
         np.ones((7, 9, 3), np.float32), crs=UTM33N, transform=grid(HR_M, 1e5, 0.0)
@@ -235,6 +246,18 @@ def test_a_model_that_holds_no_lr_image_serves_any_scene(tmp_path: Path) -> None
         result = infer(checkpoint, reader, tmp_path / "out.npy", InferConfig())
     assert result.placement is None
     assert result.pixels == 63
+
+
+def test_info_tells_what_inference_will_apply(tmp_path: Path) -> None:
+    checkpoint = dataclasses.replace(
+        make_checkpoint(5, crs=UTM33N, transform=grid(LR_M, 0.0, 0.0)), shift_px=(0.25, -0.5),
+        radiometry=Radiometry(np.array([1.5, 2, 3]), np.arange(3.0)),
+    )  # fmt: skip
+    save_checkpoint(checkpoint, tmp_path / "m.safetensors")
+    told = CliRunner().invoke(app, ["info", str(tmp_path / "m.safetensors")]).stdout
+    assert "0.25 rows, -0.5 columns" in told
+    assert "a x 1.5 + 0, b x 2 + 1, c x 3 + 2" in told
+    assert "383000 5817880 383120 5818000" in told
 
 
 def test_radiometry_comes_before_all_else(pair: Pair, model: Path, tmp_path: Path) -> None:
