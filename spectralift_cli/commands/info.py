@@ -99,12 +99,34 @@ def _checkpoint_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("to", f"{used}, {_range(item['wavelengths_nm'], 'nm')}"),
         ("SRF", item["srf_source"]),
         ("scaling", f"{item['scaling']['lo']:g} to {item['scaling']['hi']:g} becomes 0 to 1"),
+        ("CRS", item["crs"] or ""),
+        ("bounds", _bounds(item)),
+        ("shift", _shift(item)),
+        ("radiometry", _radiometry(item)),
         ("trained", ", ".join(f"{k} {v}" for k, v in item["train"].items() if v is not None)),
         ("chosen", item["choice"]),
         ("scores", ", ".join(scores)),
     ]
     rows = [row for row in rows if row[1]]
     return [*rows, *_made_by(item)]
+
+
+def _bounds(item: Mapping[str, Any]) -> str:
+    box = item["bounds"]
+    return f"{' '.join(f'{v:.10g}' for v in box)}  (W S E N of the LR-HSI)" if box else ""
+
+
+def _shift(item: Mapping[str, Any]) -> str:
+    down, across = item["shift_px"]
+    return f"{down:g} rows, {across:g} columns of the LR-HSI" if down or across else ""
+
+
+def _radiometry(item: Mapping[str, Any]) -> str:
+    found = item["radiometry"]
+    if found is None:
+        return ""
+    lines = zip(item["msi_bands"], found["gain"], found["offset"], strict=True)
+    return ", ".join(f"{name} x {gain:.5g} + {offset:.5g}" for name, gain, offset in lines)
 
 
 def _srf_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command
 from spectralift_cli.core.config import SynthConfig, TrainConfig
 from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.training import TrainingPlan
 
 _INPUTS = "Loose files"
 _COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
@@ -39,8 +42,8 @@ def train(
         typer.Option(
             metavar="FILE",
             rich_help_panel=_INPUTS,
-            help="Sharp multispectral image: its band names choose a sensor's bands, its wavelengths "
-            "and FWHM make the response where no option does.",
+            help="Sharp multispectral image: its bands, place and units are checked; its band names "
+            "choose a sensor's bands, its wavelengths and FWHM make the response where no option does.",
         ),
     ] = None,
     srf_file: options.SrfFile = None,
@@ -125,12 +128,12 @@ def train(
         )  # fmt: skip
         if dry_run:
             plan = stages.plan_train(inputs, config)
-            return Result(data={"plan": plan.__dict__}, table=str(plan))
+            return Result(data={"plan": plan.to_json()}, table=_told(plan))
         with _telling_of_resume(console, output), console.progress("train") as progress:
             trained = stages.train(
                 inputs, output, config, history_file=history,
                 execution=stages.Execution(device, threads, progress),
-                announce=lambda plan: console.say(str(plan)),
+                announce=lambda plan: console.say(_told(plan)),
                 resume=resume, save_every_s=save_every, overwrite=overwrite,
             )  # fmt: skip
         if trained.checkpoint.choice:
@@ -139,7 +142,7 @@ def train(
         return Result(
             outputs=outputs,
             data={
-                "plan": trained.plan.__dict__,
+                "plan": trained.plan.to_json(),
                 "model": trained.checkpoint.model_name,
                 "choice": trained.checkpoint.choice,
                 "scores": dict(trained.checkpoint.scores),
@@ -159,3 +162,7 @@ def _telling_of_resume(console: Console, output: Path) -> Iterator[None]:
         if not isinstance(stop, Exception) and state_path_of(output).exists():
             console.say(f"{state_path_of(output)} keeps the training: --resume continues it")
         raise
+
+
+def _told(plan: TrainingPlan) -> str:
+    return str(plan) if plan.placement is None else f"{plan.placement}\n{plan}"

@@ -218,6 +218,9 @@ class InferConfig:
         "else the output type's range",
     )  # fmt: skip
     precision: str = _option("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    drop_bad_bands: bool = _option(
+        False, "leave out the bands that training left out, instead of filling them with nodata"
+    )
 
     def __post_init__(self) -> None:
         check(self)

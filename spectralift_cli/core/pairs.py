@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectralift_cli.core.config import SynthConfig
 from spectralift_cli.core.cube import CubeMeta
@@ -28,6 +29,9 @@ from spectralift_cli.core.sensors.response import (
     invented_wavelengths,
 )
 from spectralift_cli.core.sensors.srf import read_srf
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,20 @@ def reference_image(path: Path) -> tuple[Path, Scene | None]:
     return scene.path("gt"), scene
 
 
+def shares_extent(scene: Scene) -> bool:
+    """Tell whether a scene's images show the same ground to the edge, whatever their sizes.
+
+    So they do in the published protocol.
+    """
+    return scene.recipe.get("protocol") == "published"
+
+
+def whole_image(lr: CubeMeta, hr: CubeMeta) -> Placement:
+    """Return the placement of an LR image that shows exactly the ground of an HR image."""
+    scale = hr.rows / lr.rows, hr.cols / lr.cols
+    return Placement((lr.rows, lr.cols), (hr.rows, hr.cols), scale)
+
+
 def scene_placement(scene: Scene, lr: CubeMeta, hr: CubeMeta) -> Placement:
     """Return where a scene's LR pixels lie on the HR image.
 
@@ -191,7 +209,41 @@ def scene_placement(scene: Scene, lr: CubeMeta, hr: CubeMeta) -> Placement:
     Raises:
         DataError: the images do not fit each other, see `place`.
     """
-    if scene.recipe.get("protocol") == "published":
-        scale = hr.rows / lr.rows, hr.cols / lr.cols
-        return Placement((lr.rows, lr.cols), (hr.rows, hr.cols), scale)
+    if shares_extent(scene):
+        return whole_image(lr, hr)
     return place(lr, hr, sources=(scene.path("lr_hsi"), scene.path("hr_msi")))
+
+
+def place_model(checkpoint: Checkpoint, msi: CubeMeta, source: object) -> Placement | None:
+    """Return where the pixels of the model's LR-HSI are seen on an MSI.
+
+    None for a model that does not hold them, and an image that map coordinates do not place on
+    them: such a model serves any scene.
+
+    Args:
+        checkpoint: the model.
+        msi: metadata of the image.
+        source: its file, for messages.
+
+    Raises:
+        DataError: the model holds the LR-HSI, and the image cannot show its area, see `place`.
+    """
+    hsi = checkpoint.hsi
+    placed = hsi.transform is not None and msi.transform is not None
+    needed = checkpoint.empty_model().needs_position
+    if not placed and not needed:
+        return None
+    try:
+        if checkpoint.shares_extent and not placed:
+            placement = whole_image(hsi, msi)
+        else:
+            placement = place(hsi, msi, sources=("the model's LR-HSI", source))
+    except DataError as error:
+        if not needed:
+            return None
+        raise DataError(
+            f"{source}: cannot show the area of the LR-HSI, whose pixels the model holds as a "
+            f"prior: {error.message}",
+            f"{error.hint}; a model trained with --model residual-mlp serves any area",
+        ) from error
+    return placement.shifted(checkpoint.shift_px)

@@ -11,7 +11,7 @@ from pathlib import Path
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import CHECKPOINT_SUFFIX, load_checkpoint, save_checkpoint
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
-from spectralift_cli.core.cube import CubeReader, Progress, SelectedReader, no_progress
+from spectralift_cli.core.cube import CubeMeta, CubeReader, Progress, no_progress
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.fitstate import discard_state, state_path_of
@@ -21,16 +21,26 @@ from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
 from spectralift_cli.core.inference import infer as infer_cube
+from spectralift_cli.core.levels import SharpImage, sample_levels
 from spectralift_cli.core.metrics.evaluate import Scores, per_band_csv
 from spectralift_cli.core.metrics.evaluate import evaluate as evaluate_cubes
+from spectralift_cli.core.msi_bands import check_bands, without_dropped
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
+from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
 from spectralift_cli.core.synthesis import SynthPlan, plan_synthesis, synthesize
-from spectralift_cli.core.training import Trained, TrainingPlan, load_pairs, plan_training
+from spectralift_cli.core.training import (
+    Trained,
+    TrainingPlan,
+    check_units,
+    load_pairs,
+    plan_training,
+)
 from spectralift_cli.core.training import train as train_model
 
 AnyPath = str | Path
@@ -157,6 +167,8 @@ class TrainInputs:
             response, and is checked against one from elsewhere.
         response: where the spectral response comes from, for loose files.
         reading: how to read the LR-HSI.
+        estimate: what was estimated from both images; its gain, offset and shift apply at
+            inference.
     """
 
     scene: Path | None = None
@@ -164,6 +176,7 @@ class TrainInputs:
     hr_msi: Path | None = None
     response: ResponseChoice = field(default_factory=ResponseChoice)
     reading: Reading = Reading()
+    estimate: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +187,22 @@ class _Opened:
     srf: Srf
     scaling: Scaling | None
     identities: dict[str, Mapping[str, object]]
+    sharp: SharpImage | None = None
+    shares_extent: bool = False
+    radiometry: Radiometry | None = None
+    shift_px: tuple[float, float] = (0.0, 0.0)
 
 
 def _open_training(inputs: TrainInputs) -> _Opened:
+    opened = _open_inputs(inputs)
+    if inputs.estimate is None:
+        return opened
+    # to be read here into `radiometry`, `shift_px` and identities["estimate"]
+    opened.reader.close()
+    raise OptionError(f"{inputs.estimate}: files of estimates are not read yet", "leave it out")
+
+
+def _open_inputs(inputs: TrainInputs) -> _Opened:
     if inputs.scene is not None:
         reading = dataclasses.replace(inputs.reading, memory_bytes=None)
         loose = inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice()
@@ -190,6 +216,7 @@ def _open_training(inputs: TrainInputs) -> _Opened:
     reader = inputs.reading.open(inputs.lr_hsi)
     try:
         check_on_map(reader)
+        sharp: SharpImage | None = None
         identities: dict[str, Mapping[str, object]] = {}
         if inputs.response.srf_file is not None:
             identities["srf"] = identity(inputs.response.srf_file)
@@ -201,12 +228,13 @@ def _open_training(inputs: TrainInputs) -> _Opened:
                 srf = pairs.find_response(
                     inputs.response, reader.meta, inputs.lr_hsi, msi.meta, inputs.hr_msi
                 )
-                _check_bands(msi, srf, inputs.response.srf_file)
+                placement = place(reader.meta, msi.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
+                sharp = _look_at(msi, srf, reader.meta, placement)
                 identities["hr_msi"] = identity(*msi.files)
     except BaseException:
         reader.close()
         raise
-    return _Opened(reader, srf, None, identities)
+    return _Opened(reader, srf, None, identities, sharp)
 
 
 def _open_scene_training(scene: Scene) -> _Opened:
@@ -215,29 +243,23 @@ def _open_scene_training(scene: Scene) -> _Opened:
         meta = reader.meta
         srf = read_srf(scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
         with scene.open("hr_msi") as msi:
-            _check_bands(msi, srf, scene.path("srf"))
+            sharp = _look_at(msi, srf, meta, pairs.scene_placement(scene, meta, msi.meta))
     except BaseException:
         reader.close()
         raise
     scaling = Scaling() if scene.data_scaled else None
-    return _Opened(reader, srf, scaling, {"scene": scene.identity()})
+    return _Opened(
+        reader, srf, scaling, {"scene": scene.identity()}, sharp,
+        shares_extent=pairs.shares_extent(scene),
+    )  # fmt: skip
 
 
-def _without_dropped(msi: CubeReader, srf: Srf) -> CubeReader:
-    """Return an MSI without the bands that were dropped from its response, if it has them still."""
-    if srf.kept is not None and msi.meta.bands == srf.sensor_bands:
-        return SelectedReader(msi, srf.kept)
-    return msi
-
-
-def _check_bands(msi: CubeReader, srf: Srf, source: object) -> None:
-    if _without_dropped(msi, srf).meta.bands != srf.num_msi_bands:
-        raise DataError(
-            f"{msi.path}: has {msi.meta.bands} bands, the response "
-            f"{source or srf.source} has {srf.num_msi_bands}: "
-            f"{', '.join(srf.band_names[:16])}",
-            "choose the bands with convert --bands, in the order of the response",
-        )
+def _look_at(msi: CubeReader, srf: Srf, hsi: CubeMeta, placement: Placement) -> SharpImage:
+    """Check an HR-MSI's bands and return what training needs to know of it."""
+    source = msi.path
+    msi = without_dropped(msi, srf)
+    check_bands(msi.meta, srf, hsi.wavelengths_nm, source, "the response")
+    return SharpImage(source, placement, sample_levels(msi, placement), msi.meta.scale)
 
 
 def train(
@@ -303,6 +325,8 @@ def train(
             scaling=opened.scaling, device=device, threads=execution.threads,
             progress=execution.progress, announce=announce, state_path=state,
             save_every_s=save_every_s, resume=resume, inputs=opened.identities,
+            radiometry=opened.radiometry, shift_px=opened.shift_px, sharp=opened.sharp,
+            shares_extent=opened.shares_extent,
         )  # fmt: skip
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
     if history_file is not None:
@@ -315,7 +339,9 @@ def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
     opened = _open_training(inputs)
     with opened.reader as reader:
-        return plan_training(load_pairs(reader, opened.srf, scaling=opened.scaling), config)
+        data = load_pairs(reader, opened.srf, scaling=opened.scaling)
+        check_units(data, opened.srf, opened.sharp, opened.radiometry)
+        return plan_training(data, config, opened.sharp)
 
 
 def _check_absent(path: Path, overwrite: bool, *, apart_from: Sequence[AnyPath] = ()) -> None:
@@ -387,7 +413,7 @@ def infer(
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
         return infer_cube(
-            checkpoint, _without_dropped(reader, checkpoint.srf), Path(output),
+            checkpoint, without_dropped(reader, checkpoint.srf), Path(output),
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
@@ -404,6 +430,7 @@ def plan_infer(
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
+    drop_bad_bands: bool = False,
 ) -> InferPlan:
     """Return what `infer` would write and need."""
     checkpoint = load_checkpoint(Path(model))
@@ -411,10 +438,10 @@ def plan_infer(
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
         return plan_inference(
-            checkpoint, _without_dropped(reader, checkpoint.srf).meta,
+            checkpoint, without_dropped(reader, checkpoint.srf).meta,
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, source=path,
+            threads=execution.threads, source=path, drop_bad_bands=drop_bad_bands,
         )  # fmt: skip
 
 
