@@ -108,13 +108,16 @@ def png_of(rgba: NDArray[np.uint8]) -> bytes:
 
 def scaled_transform(meta: CubeMeta, factor: int) -> Affine | None:
     """Return the transform of pixels that are `factor` pixels of the cube high and wide."""
-    return None if meta.transform is None else Affine(*meta.transform) * Affine.scale(factor)
+    if meta.transform is None:
+        return None
+    a, b, c, d, e, f = meta.transform
+    return Affine(a * factor, b * factor, c, d * factor, e * factor, f)
 
 
 def world_file_text(transform: Affine) -> str:
     """Return a world file: the pixel's size and rotation, and the centre of the first pixel."""
-    x, y = transform * (0.5, 0.5)
-    numbers = (transform.a, transform.d, transform.b, transform.e, x, y)
+    a, b, c, d, e, f = transform[:6]
+    numbers = (a, d, b, e, c + (a + b) / 2, f + (d + e) / 2)
     return "".join(f"{number!r}\n" for number in numbers)
 
 
