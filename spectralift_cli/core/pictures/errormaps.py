@@ -258,7 +258,8 @@ def map_picture(
             max(260, round(cols * side)) + 130, max(180, round(rows * side)) + 50
         )
         axes = figure.subplots()
-        axes.set_title(f"{each.label}: {scores.values[name]:.4g} {each.unit} over the image")
+        # over the figure, since a narrow map has no room for it
+        figure.suptitle(f"{each.label}: {scores.values[name]:.4g} {each.unit}", fontsize=11)
         style.draw_map(axes, values, each.label, each.unit, limits)
         return style.png_bytes(figure)
 
@@ -278,5 +279,7 @@ def band_picture(scores: Scores, reference: CubeMeta) -> bytes:
                 bad_bands=reference.bad_bands, label=label, unit=unit,
             )  # fmt: skip
             axes.label_outer()
-        panels[0].set_ylim(bottom=0)
+        errors = scores.per_band["rmse"]
+        top = float(np.nanmax(errors, initial=0))
+        panels[0].set_ylim(0, 1.08 * top if top > 0 else 1)
         return style.png_bytes(figure)
