@@ -17,7 +17,6 @@ import typer
 from typer.core import TyperGroup
 
 from spectralift_cli import __version__
-from spectralift_cli.commands import convert, infer, info, metrics, run, sample, srf, synth, train
 from spectralift_cli.commands import (
     convert,
     infer,
@@ -26,6 +25,7 @@ from spectralift_cli.commands import (
     quicklook,
     run,
     sample,
+    srf,
     synth,
     train,
 )
