@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import open_cube, write_cube
+from spectralift_cli.core.sensors.srf import read_srf
 from tests.fuzz.engine import fuzz
 from tests.fuzz.targets import TARGETS, sample
 
@@ -31,3 +33,10 @@ def test_text_stored_as_no_characters(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match="type 219"):
         open_cube(path)
+
+
+def test_response_whose_sum_overflows(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("1e308,1e308,0\n0,1,1\n")
+    srf = read_srf(path, None, None, 3)
+    np.testing.assert_allclose(srf.weights, [[0.5, 0.5, 0], [0, 0.5, 0.5]])

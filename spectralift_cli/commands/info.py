@@ -34,7 +34,7 @@ def info(
     """Describe cubes (shape, type, wavelengths, nodata, georeference, statistics) and other files.
 
     Scenes, folders of runs, checkpoints (.safetensors), and tables of an SRF or a PSF (.csv, .tsv,
-    .txt) are described too.
+    .txt, .sli, .flt) are described too.
     """
     if show_formats:
         return Result(data={"formats": [_format_row(f) for f in FORMATS]}, table=_formats_table())
@@ -56,6 +56,10 @@ def info(
             items.append(describe_run(path))
         elif ending == ".safetensors":
             items.append(describe.describe_checkpoint(path))
+        elif ending in (".sli", ".flt"):
+            from spectralift_cli.core.sensors.srf import describe_srf
+
+            items.append(describe_srf(path))
         elif ending in (".csv", ".tsv", ".txt"):
             from spectralift_cli.core.formats.kernels import describe_psf
             from spectralift_cli.core.sensors.srf import describe_srf

@@ -182,10 +182,11 @@ class Staging:
         if self not in _LIVE:
             return
         _clear(self.folder, self.key)
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
-        del _LIVE[self]
+        # forgotten before it is closed: a signal may come in between, and this is called again then
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
+        _LIVE.pop(self, None)
 
     def __enter__(self) -> Self:
         return self

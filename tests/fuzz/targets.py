@@ -55,6 +55,36 @@ def _cube(suffix: str, **options: str) -> Callable[[Path], Path]:
     return make
 
 
+def _enmap(folder: Path) -> Path:
+    from tests.products import write_enmap
+
+    return write_enmap(folder)
+
+
+def _prisma(folder: Path) -> Path:
+    from tests.products import write_prisma
+
+    return write_prisma(folder / "PRS_L2D_STD_20220101000000_20220101000004_0001.he5")
+
+
+def _emit(folder: Path) -> Path:
+    from tests.products import write_emit
+
+    return write_emit(folder / "EMIT_L2A_RFL_001_20220101T000000_2200101_001.nc")
+
+
+def _library(folder: Path) -> Path:
+    """An ENVI spectral library of two responses."""
+    spectra = np.array([[0, 0.5, 1, 0.5, 0], [0, 0, 0.5, 1, 0.5]], "<f4")
+    (folder / "s.sli").write_bytes(spectra.tobytes())
+    (folder / "s.hdr").write_text(
+        "ENVI\nsamples = 5\nlines = 2\nbands = 1\nheader offset = 0\nfile type = ENVI Spectral "
+        "Library\ndata type = 4\ninterleave = bsq\nbyte order = 0\nwavelength units = Nanometers\n"
+        "wavelength = {450, 550, 650, 750, 850}\nspectra names = {a, b}\n"
+    )
+    return folder / "s.sli"
+
+
 def _tiff_stack(folder: Path) -> Path:
     import tifffile
 
@@ -182,6 +212,12 @@ def _read_srf(path: Path) -> None:
     check_coverage(read_srf(path, np.linspace(450, 900, 5), None, 5), drop=True)
 
 
+def _read_library(path: Path) -> None:
+    from spectralift_cli.core.sensors.srf import read_srf
+
+    read_srf(path, np.linspace(450, 850, 5), None, 5)
+
+
 def _read_psf(path: Path) -> None:
     from spectralift_cli.core.formats.kernels import read_psf
 
@@ -215,6 +251,10 @@ CUBES = {
 }
 TARGETS = {
     **CUBES,
+    "enmap": Target(_enmap, read_cube),
+    "prisma": Target(_prisma, read_cube, share=0.3),
+    "emit": Target(_emit, read_cube, share=0.3),
+    "srf-library": Target(_library, _read_library),
     "checkpoint": Target(_checkpoint, _read_checkpoint),
     "state": Target(_state, _read_state),
     "scene": Target(_scene, _read_scene),

@@ -137,7 +137,8 @@ def normalise_rows(matrix: FloatArray, source: object) -> FloatArray:
                 "remove the band or mend its response",
             )
     # rows that sum to 1 already keep their last digit, so that a written response reads back exactly
-    exact = np.abs(matrix.sum(axis=1) - 1) <= 1e-12
+    with np.errstate(over="ignore"):  # a sum beyond all floats is not 1
+        exact = np.abs(matrix.sum(axis=1) - 1) <= 1e-12
     normalised: FloatArray = np.where(exact[:, None], matrix, scaled / sums[:, None])
     return normalised
 

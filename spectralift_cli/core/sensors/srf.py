@@ -256,25 +256,25 @@ def write_srf(
 
 
 def describe_srf(path: str | Path) -> dict[str, Any]:
-    """Return what an SRF text file holds, without a cube to lay it over, as JSON-ready values.
+    """Return what an SRF file holds, without a cube to lay it over, as JSON-ready values.
 
     Raises:
         DataError: no such file, too large, or no table.
     """
     path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > LIMIT_BYTES:
-            raise DataError(
-                f"{path}: {size:,} bytes are too many for an SRF table, the limit is "
-                f"{LIMIT_BYTES:,}",
-                f"give {_FORMS}",
-            )
-        header, table, origin = _parse_table(path.read_bytes().decode("utf-8-sig"), str(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})", "check the file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not a text file", f"give {_FORMS}") from error
+    curves, text = _open(path)
+    if curves is not None:
+        samples = [curve.wavelengths_nm for curve in curves]
+        return {
+            "kind": "srf", "path": str(path), "source": None, "form": "curve",
+            "samples": max(nm.size for nm in samples),
+            "msi_bands": [curve.name for curve in curves],
+            "wavelengths_nm": [min(float(nm[0]) for nm in samples),
+                               max(float(nm[-1]) for nm in samples)],
+        }  # fmt: skip
+    if text is None:
+        raise DataError(f"{path}: is an array, not a table", f"give {_FORMS} as text")
+    header, table, origin = _parse_table(text, str(path))
     first = header[0].strip().lower() if header else ""
     described: dict[str, Any] = {"kind": "srf", "path": str(path), "source": origin or None}
     found = _WAVELENGTH.match(first)
