@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -58,16 +59,27 @@ class EnviReader(CubeReader):
         self._file = file
         self._data = data
         self._files = (path, data if path == header else header)
+        self.row_unit = 1
 
     def _read(self, start: int, stop: int) -> AnyArray:
-        sizes = (stop - start, self.meta.cols, self.meta.bands)
+        return self._read_runs(start, stop, np.arange(self.meta.bands))
+
+    def _read_bands(self, start: int, stop: int, bands: NDArray[np.intp]) -> AnyArray:
+        if self._interleave == "bsq":
+            return self._read_runs(start, stop, bands)
+        return self._read(start, stop)[:, :, bands]
+
+    def _read_runs(self, start: int, stop: int, bands: NDArray[np.intp]) -> AnyArray:
+        sizes = (stop - start, self.meta.cols, len(bands))
         axes = _AXES[self._interleave]
         block: AnyArray = np.empty([sizes[axis] for axis in axes], self._dtype)
         # one run of bytes, or one a band
-        runs = block if self._interleave == "bsq" else block[None]
-        step, row_bytes = self.meta.nbytes // len(runs), self.meta.row_bytes // len(runs)
-        for index, run in enumerate(runs):
-            offset = self._offset + index * step + start * row_bytes
+        by_band = self._interleave == "bsq"
+        runs = block if by_band else block[None]
+        count = self.meta.bands if by_band else 1
+        step, row_bytes = self.meta.nbytes // count, self.meta.row_bytes // count
+        for run, index in zip(runs, bands if by_band else (0,), strict=True):
+            offset = self._offset + int(index) * step + start * row_bytes
             pread_into(self._file.fileno(), run, offset, self._data)
         if not self._dtype.isnative:
             block = block.byteswap(inplace=True).view(self.meta.dtype)

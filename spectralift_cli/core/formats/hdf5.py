@@ -60,8 +60,9 @@ class DatasetReader(CubeReader):
         self._row_axis = dataset.ndim - 1 - axes[0] if reversed_axes else axes[0]
         self._request = request
         self._whole: AnyArray | None = None
+        self.row_unit = 1
         if dataset.chunks is not None:
-            height = min(dataset.chunks[self._row_axis], meta.rows)
+            self.row_unit = height = min(dataset.chunks[self._row_axis], meta.rows)
             is_tall = height * meta.row_bytes > _TALL_BYTES
             if not is_tall:
                 self.block_rows = min(meta.rows, max(1, self.block_rows // height) * height)

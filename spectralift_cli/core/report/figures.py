@@ -10,10 +10,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from spectralift_cli.core.cube import FloatArray
+from spectralift_cli.core.pictures.rasters import png_of
 from spectralift_cli.core.pictures.style import MAP_COLOURS, new_figure, styled
 from spectralift_cli.core.report.parts import Bar, Mark, Picture, Plot
 
@@ -33,9 +33,7 @@ def data_uri(data: bytes, kind: str) -> str:
 
 def png_uri(rgba: NDArray[np.uint8]) -> str:
     """Return an image (rows, cols, 4) as a data URI."""
-    out = io.BytesIO()
-    imsave(out, rgba, format="png", metadata={"Software": None})
-    return data_uri(out.getvalue(), "image/png")
+    return data_uri(png_of(rgba), "image/png")
 
 
 def picture(
