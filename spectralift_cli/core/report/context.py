@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spectralift_cli.core.config import ReportConfig
 from spectralift_cli.core.cube import BoolArray, CubeMeta, CubeReader, FloatArray, Progress
@@ -56,6 +55,7 @@ class Context:
         placement: of the LR grid on the HR grid; None where it is not known.
         composites: how the images are shown; empty without a response.
         stretches: key of a composite -> the one stretch of all its pictures.
+        stretched_by: key of a composite -> role of the image that the stretch is made of.
         surveys: grid ("lr", "hr") -> what was gathered there.
         points: the chosen pixels.
         spectra: of them.
@@ -68,6 +68,7 @@ class Context:
     placement: Placement | None = None
     composites: list[Composite] = field(default_factory=list)
     stretches: dict[str, Stretch] = field(default_factory=dict)
+    stretched_by: dict[str, str] = field(default_factory=dict)
     surveys: dict[str, Survey] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     spectra: list[Spectra] = field(default_factory=list)
@@ -112,9 +113,7 @@ def look(material: Material, config: ReportConfig, progress: Progress) -> Contex
         _check_shapes(context)
         context.placement = _placement(context)
         if material.srf is not None:
-            context.composites = composites(
-                material.srf, context.wavelengths_nm, context.bad_bands
-            )
+            context.composites = composites(material.srf, context.wavelengths_nm, context.bad_bands)
         _look(context, readers, progress)
     return context
 
@@ -187,7 +186,7 @@ def _look(context: Context, readers: dict[str, CubeReader], progress: Progress) 
     if sharp is None:
         return
     lattice = Lattice.of(context.metas[sharp].shape[:2], most)
-    cubes = {role: readers[role] for role in ("result", "gt") if role in readers}
+    cubes = {role: reader for role, reader in readers.items() if role in ("result", "gt")}
     found = survey(cubes, shown, lattice, part(steps - 1))
     context.surveys["hr"] = found
     if "hr_msi" in readers:
@@ -210,6 +209,7 @@ def _stretch(context: Context) -> None:
             held = [roles[role][one.key] for roles in pictures if one.key in roles.get(role, {})]
             if held:
                 context.stretches[one.key] = Stretch.of(held[0])
+                context.stretched_by[one.key] = role
                 break
 
 
@@ -243,8 +243,8 @@ def _spectra(context: Context, readers: dict[str, CubeReader], point: Point) -> 
     values: dict[str, FloatBlock] = {}
     for role in _SHARP:
         if role in readers:
-            row = readers[role].read_units(slice(point.row, point.row + 1))
-            values[role] = row[0, point.col].copy()
+            line = readers[role].read_units(slice(point.row, point.row + 1))
+            values[role] = line[0, point.col].copy()
     lr_pixel = None
     if context.placement is not None:
         rows, cols = context.placement.lr_positions()
@@ -252,7 +252,7 @@ def _spectra(context: Context, readers: dict[str, CubeReader], point: Point) -> 
         shape = context.placement.lr_shape
         if 0 <= row < shape[0] and 0 <= col < shape[1]:
             lr_pixel = row, col
-            line: NDArray[np.float32] = readers["lr_hsi"].read_units(slice(row, row + 1))
+            line = readers["lr_hsi"].read_units(slice(row, row + 1))
             values["lr_hsi"] = line[0, col].copy()
     return Spectra(point, values, lr_pixel)
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from spectralift_cli.core.cube import CubeMeta, FloatArray
+from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.describe import bounds, crs_name
 from spectralift_cli.core.metrics import METRICS
 from spectralift_cli.core.report.acquisition import acquisition
 from spectralift_cli.core.report.context import Context
 from spectralift_cli.core.report.material import IMAGES, finite
 from spectralift_cli.core.report.parts import Cards, Listing, Part, Table, Text, Tile, Tiles
-from spectralift_cli.core.report.survey import band_centres
 
 _TILES = ("psnr", "sam", "ergas", "rmse", "ssim")
+_TILE_UNITS = {"dB": " dB", "deg": "°", "data": "", "": ""}
 _BETTER = {"higher": "more is better", "lower": "less is better"}
 _LONGEST = 2000
 
@@ -29,7 +29,7 @@ def warnings(context: Context) -> list[Part]:
     for role, share in (holes or {}).items():
         if share > 0:
             found.append(f"{IMAGES[role]}: {_percent(share)} of the pixels have no value")
-    found += [text for text in _image_facts(context)]
+    found += _image_facts(context)
     if not found:
         return [Text("None.")]
     return [Listing(found, alarming=True)]
@@ -62,8 +62,6 @@ def inputs(context: Context) -> list[Part]:
         parts.append(Tiles(tiles))
     parts.append(Text(_sentence(context)))
     parts.append(Cards([_image_card(context, role) for role in IMAGES if role in context.metas]))
-    if context.material.srf is not None:
-        parts.append(_response_table(context))
     return parts
 
 
@@ -73,12 +71,8 @@ def _tiles(scores: Mapping[str, Any]) -> Iterator[Tile]:
         value = finite(scores.get(metric.key))
         if value is not None:
             yield Tile(
-                name.upper(), f"{value:.4g} {_unit(metric.unit)}".strip(), _BETTER[metric.better]
+                name.upper(), f"{value:.4g}{_TILE_UNITS[metric.unit]}", _BETTER[metric.better]
             )
-
-
-def _unit(unit: str) -> str:
-    return {"deg": "°", "data": ""}.get(unit, unit)
 
 
 def _sentence(context: Context) -> str:
@@ -95,8 +89,13 @@ def _sentence(context: Context) -> str:
         made = metas["result"]
         words.append(f"The result has {made.bands} bands on {made.rows} x {made.cols} pixels.")
     if context.placement is not None:
-        text = str(context.placement)
-        words.append(f"{text[:1].upper()}{text[1:]}.")
+        placement = context.placement
+        down, across = placement.scale
+        words.append(f"One pixel of the first covers {down:.4g} x {across:.4g} of the second.")
+        total = placement.lr_shape[0] * placement.lr_shape[1]
+        whole = int(placement.inside().sum())
+        if whole < total:
+            words.append(f"{whole:,} of its {total:,} pixels lie wholly in the second.")
     elif "lr_hsi" in metas and not context.material.same_ground:
         words.append("The model was applied to another image than the one it was trained with.")
     if "gt" in metas:
@@ -112,12 +111,13 @@ def _image_card(context: Context, role: str) -> Table:
     rows = [
         ("file", context.material.name(image.path)),
         ("format", context.layouts[role]),
-        ("rows x cols x bands", " x ".join(map(str, meta.shape))),
+        ("pixels", f"{meta.rows} x {meta.cols}"),
+        ("bands", str(meta.bands)),
         ("stored as", _stored(meta)),
         ("wavelengths", _wavelengths(meta)),
         ("bad bands", "" if meta.bad_bands is None else str(int(meta.bad_bands.sum()))),
-        ("pixel", _pixel(meta)),
-        ("reference system", crs_name(meta.crs) or "none"),
+        ("pixel size", _pixel(meta)),
+        ("map system", crs_name(meta.crs) or "none"),
         ("extent", _extent(meta)),
         *acquisition(image.path),
     ]
@@ -146,7 +146,7 @@ def _wavelengths(meta: CubeMeta) -> str:
 
 def _pixel(meta: CubeMeta) -> str:
     if meta.transform is None:
-        return "size not known"
+        return "not known"
     a, b, _, d, e, _ = meta.transform
     return f"{np.hypot(a, d):.6g} x {np.hypot(b, e):.6g} {_map_unit(meta.crs)}".strip()
 
@@ -172,32 +172,6 @@ def _extent(meta: CubeMeta) -> str:
         return ""
     west, south, east, north = (f"{value:.10g}" for value in found)
     return f"{west} to {east} east, {south} to {north} north"
-
-
-def _response_table(context: Context) -> Part:
-    srf = context.material.srf
-    if srf is None:
-        raise ValueError("there is a response where this is called")
-    wavelengths_nm = context.wavelengths_nm
-    known = wavelengths_nm is not None
-    positions: FloatArray = (
-        np.arange(1, srf.num_hsi_bands + 1, dtype=np.float64)
-        if wavelengths_nm is None
-        else wavelengths_nm
-    )
-    centres = band_centres(srf, positions)
-    rows = []
-    for band, name in enumerate(srf.band_names):
-        row = [str(band + 1), name, f"{centres[band]:.0f}" if known else f"{centres[band]:.1f}"]
-        if srf.coverage is not None:
-            row.append(f"{100 * srf.coverage[band]:.0f} %")
-        rows.append(row)
-    header = ["", "MSI band", "centre (nm)" if known else "centre (HSI band)"]
-    if srf.coverage is not None:
-        header.append("covered")
-    return Table(
-        rows, header, f"The multispectral bands; spectral response: {srf.source}", (0, 2, 3)
-    )
 
 
 def scores(context: Context) -> list[Part] | None:
@@ -243,7 +217,9 @@ def model(context: Context) -> list[Part] | None:
         parts.append(Text(f"The training chose {checkpoint.choice}."))
     numbers = dict(checkpoint.scores)
     candidates = [
-        key.removeprefix("validation_rmse_") for key in numbers if key.startswith("validation_rmse_")
+        key.removeprefix("validation_rmse_")
+        for key in numbers
+        if key.startswith("validation_rmse_")
     ]
     compared = [
         (
@@ -258,9 +234,11 @@ def model(context: Context) -> list[Part] | None:
     if compared:
         parts.append(
             Table(
-                compared, ("candidate", "held-out RMSE (scaled units)", "weight"),
-                "What it was chosen from; less is better", (1, 2),
-            )  # fmt: skip
+                compared,
+                ("candidate", "held-out RMSE (scaled units)", "weight"),
+                "What it was chosen from; less is better",
+                (1, 2),
+            )
         )
     return parts
 

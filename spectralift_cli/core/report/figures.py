@@ -36,9 +36,7 @@ def png_uri(rgba: NDArray[np.uint8]) -> str:
     return data_uri(png_of(rgba), "image/png")
 
 
-def picture(
-    rgba: NDArray[np.uint8], title: str, alt: str, marks: tuple[Mark, ...] = ()
-) -> Picture:
+def picture(rgba: NDArray[np.uint8], title: str, alt: str, marks: tuple[Mark, ...] = ()) -> Picture:
     """Return colours (rows, cols, 4) as a picture."""
     rows, cols = rgba.shape[:2]
     return Picture(png_uri(rgba), cols, rows, title, alt, marks=marks)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -16,7 +18,8 @@ from spectralift_cli.core.report.context import Context, Spectra
 from spectralift_cli.core.report.figures import figure_of, label_text, map_picture, picture, plot
 from spectralift_cli.core.report.material import IMAGES, finite
 from spectralift_cli.core.report.parts import Gallery, Mark, Part, Picture, Plot, Table, Text
-from spectralift_cli.core.report.survey import Survey, band_centres
+from spectralift_cli.core.report.survey import Composite, Survey, band_centres
+from spectralift_cli.core.sensors.response import Srf
 
 # the same colour for an image wherever it is drawn: blue, vermilion, black, and green for the MSI
 _COLOURS = {
@@ -49,22 +52,15 @@ def images(context: Context) -> list[Part] | None:
             alt = f"{title}: {one.caption}, {channels.shape[0]} x {channels.shape[1]} pixels shown"
             members.append(picture(stretch.rgba(channels), title, alt, marks))
         if members:
-            parts.append(Gallery(members, _caption(context, one.caption)))
+            parts.append(Gallery(members, _caption(context, one)))
     return parts or None
 
 
-def _caption(context: Context, what: str) -> str:
-    source = next(IMAGES[r] for r in ("hr_msi", "lr_hsi", "result", "gt") if r in context.metas)
-    if "unseen" in what or "does not see" in what:
-        source = next(
-            (IMAGES[r] for r in ("lr_hsi", "result", "gt") if r in context.metas), source
-        )
-    text = f"{what}. One stretch for all, from the 2nd to the 98th percentile of the {source}"
-    steps = {
-        name: found.lattice for name, found in context.surveys.items() if not found.lattice.is_all
-    }
-    if "hr" in steps:
-        text += f"; {steps['hr']} shown"
+def _caption(context: Context, one: Composite) -> str:
+    text = f"{one.caption}. One stretch for all, from the 2nd to the 98th percentile of the "
+    text += IMAGES[context.stretched_by[one.key]].partition(" (")[0]
+    if "hr" in context.surveys and not context.surveys["hr"].lattice.is_all:
+        text += f"; {context.surveys['hr'].lattice} shown"
     return f"{text}. Holes are transparent."
 
 
@@ -118,18 +114,15 @@ def _spectrum(context: Context, at: Spectra) -> Plot:
                 if line.get_label() == _SHORT["gt"]:
                     line.set(linewidth=1, linestyle=(0, (4, 2)))
         if "hr_msi" in at.values and context.material.srf is not None:
-            _draw_bands(context, axes, at.values["hr_msi"])
+            _draw_bands(context, axes, context.material.srf, at.values["hr_msi"])
         _legend_below(figure, axes, 4)
     title = f"{point.number}. {point.why}, row {point.row}, column {point.col}"
     held = ", ".join(_SHORT[role] for role in at.values)
     return plot(figure, title, f"Spectra of {held} at row {point.row}, column {point.col}")
 
 
-def _draw_bands(context: Context, axes: object, values: NDArray[np.float32]) -> None:
+def _draw_bands(context: Context, axes: Any, srf: Srf, values: NDArray[np.float32]) -> None:
     """Draw the MSI's values as dots with bars as wide as the middle 80 % of each response."""
-    srf = context.material.srf
-    if srf is None:
-        return
     x = _positions(context, srf.num_hsi_bands)
     order = np.argsort(x, kind="stable")
     shares = np.abs(srf.weights[:, order]).cumsum(axis=1)
@@ -139,7 +132,7 @@ def _draw_bands(context: Context, axes: object, values: NDArray[np.float32]) -> 
     ]
     centres = band_centres(srf, x)
     errors = np.maximum(np.stack([centres - ends[0], ends[1] - centres]), 0)
-    axes.errorbar(  # type: ignore[attr-defined]  # matplotlib's axes
+    axes.errorbar(
         centres, values, xerr=errors, fmt="o", color=_COLOURS["hr_msi"], markersize=5,
         elinewidth=1.2, label=_SHORT["hr_msi"], zorder=3,
     )  # fmt: skip
@@ -151,14 +144,14 @@ def _positions(context: Context, bands: int) -> FloatArray:
     return np.arange(1, bands + 1, dtype=np.float64)
 
 
-def _legend_below(figure: object, axes: object, columns: int) -> None:
+def _legend_below(figure: Figure, axes: Any, columns: int) -> None:
     """Put the legend under the axes, where it hides no curve."""
-    inside = axes.get_legend()  # type: ignore[attr-defined]  # matplotlib's axes
+    inside = axes.get_legend()
     if inside is not None:
         inside.remove()
-    handles, names = axes.get_legend_handles_labels()  # type: ignore[attr-defined]
+    handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
-        figure.legend(handles, names, loc="outside lower center", ncols=columns)  # type: ignore[attr-defined]
+        figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def errors(context: Context) -> list[Part] | None:
@@ -242,13 +235,13 @@ def operators(context: Context) -> list[Part] | None:
     captions = []
     srf = context.material.srf
     if srf is not None:
-        members.append(_response(context))
+        members.append(_response(context, srf))
         captions.append(
             "The response says how the MSI's bands are made of the hyperspectral bands; each "
             "one's weights sum to 1."
         )
     if context.material.psf is not None:
-        members.append(_psf(context))
+        members.append(_psf(context, context.material.psf))
         scene = context.material.scene
         effective = scene is not None and scene.psf_includes_footprint
         captions.append(
@@ -256,13 +249,28 @@ def operators(context: Context) -> list[Part] | None:
             + ("with" if effective else "without")
             + " the footprint of its pixel, which the square shows."
         )
-    return [Gallery(members, " ".join(captions))] if members else None
+    parts: list[Part] = [Gallery(members, " ".join(captions))] if members else []
+    if srf is not None:
+        parts.append(_response_table(context, srf))
+    return parts or None
 
 
-def _response(context: Context) -> Plot:
-    srf = context.material.srf
-    if srf is None:
-        raise ValueError("there is a response where this is called")
+def _response_table(context: Context, srf: Srf) -> Table:
+    centres = band_centres(srf, _positions(context, srf.num_hsi_bands))
+    known = context.wavelengths_nm is not None
+    rows = []
+    for band, name in enumerate(srf.band_names):
+        row = [str(band + 1), name, f"{centres[band]:.{0 if known else 1}f}"]
+        if srf.coverage is not None:
+            row.append(f"{100 * srf.coverage[band]:.0f} %")
+        rows.append(row)
+    header = ["", "MSI band", "centre (nm)" if known else "centre (HSI band)"]
+    if srf.coverage is not None:
+        header.append("covered")
+    return Table(rows, header, f"Response: {srf.source}", (0, 2, 3))
+
+
+def _response(context: Context, srf: Srf) -> Plot:
     curves: dict[str, FloatArray] = {}
     for name, weights in zip(srf.band_names, srf.weights, strict=True):
         label = label_text(name)
@@ -282,10 +290,7 @@ def _response(context: Context) -> Plot:
     return plot(figure, "Spectral response", f"Weights of the hyperspectral bands in: {names}")
 
 
-def _psf(context: Context) -> Plot:
-    kernel = context.material.psf
-    if kernel is None:
-        raise ValueError("there is a PSF where this is called")
+def _psf(context: Context, kernel: FloatArray) -> Plot:
     with styled():
         figure, axes = figure_of()
         draw_map(axes, kernel, "Weight")
@@ -321,7 +326,9 @@ def training(context: Context) -> list[Part] | None:
                 axes.set_yscale("log")
             axes.set_xlabel("Epoch")
             axes.set_ylabel(label)
-        alt = f"{title} over {epochs[-1]:.0f} epochs: {values[0]:.3g} at first, {values[-1]:.3g} last"
+        alt = (
+            f"{title} over {epochs[-1]:.0f} epochs: {values[0]:.3g} at first, {values[-1]:.3g} last"
+        )
         members.append(plot(figure, title, alt))
     return [Gallery(members, "The loss is in scaled units, on the LR pixels.")]
 

@@ -31,6 +31,8 @@ IMAGES = {
     "result": "Result",
     "gt": "Ground truth",
 }
+# what is read of a run's outputs
+_RUN_ROLES = ("scene", "model", "history", "cube", "metrics", "config")
 _JSON_BYTES = 4 * 2**20
 
 
@@ -185,14 +187,13 @@ def _of_run(folder: Path, run: Mapping[str, Any]) -> Material:
     found = Material("", folder, run=run)
     outputs = run.get("outputs")
     names = outputs if isinstance(outputs, dict) else {}
-    there = {str(role): _member(folder, name) for role, name in names.items()}
+    there = {role: _member(folder, names[role]) for role in _RUN_ROLES if role in names}
     for message in run.get("warnings") or ():
         found.warn(str(message))
-    settings = there.get("config")
     config = None
-    if settings is not None and settings.is_file():
-        found.settings = read_config(settings)
-        config = resolve_config(found.settings, source=str(settings))
+    if "config" in there:
+        found.settings = read_config(there["config"])
+        config = resolve_config(found.settings, source=str(there["config"]))
     found.title = _title(config)
     if "cube" in there:
         found.images["result"] = ImageFile(there["cube"])
@@ -236,8 +237,8 @@ def _take_inputs(found: Material, made: Path | None, config: RunConfig | None) -
         # the ground truth of a scene is of its own image
         found.images.pop("gt", None)
         found.same_ground = infer.hr_msi is None
-        options = {"var": infer.var, "axis_order": infer.axis_order, "allow_2d": True}
-        _take_image(found, "hr_msi", config.msi, options)
+        shape = {"var": infer.var, "axis_order": infer.axis_order, "allow_2d": True}
+        _take_image(found, "hr_msi", config.msi, shape)
 
 
 def _take_image(found: Material, role: str, path: Path, options: Mapping[str, Any]) -> None:

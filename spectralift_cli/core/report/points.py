@@ -16,7 +16,9 @@ _LEAST_NDVI = 0.3
 # the very brightest and darkest pixels are glints and faults more often than ground
 _TAIL_PERCENT = 2.0
 # points lie at least this part of the image's longer side apart
-_APART = 0.06
+_APART = 0.1
+# and this part of a side away from the edges, where there are such
+_EDGE = 0.04
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def choose_points(
     usable = usable & np.isfinite(msi).all(axis=2)
     if not usable.any():
         return []
+    inner = usable & _within_edges(usable.shape)
+    usable = inner if inner.any() else usable
     rows, cols = np.nonzero(usable)
     spectra = msi[rows, cols].astype(np.float64)  # (N, M)
     spread = spectra.std(axis=0)
@@ -107,6 +111,16 @@ def choose_points(
     ]
 
 
+def _within_edges(shape: tuple[int, ...]) -> BoolArray:
+    """Tell which pixels have room around them for their mark."""
+    sides = []
+    for size in shape:
+        margin = int(size * _EDGE)
+        sides.append((np.arange(size) >= margin) & (np.arange(size) < size - margin))
+    inside: BoolArray = np.logical_and.outer(*sides)
+    return inside
+
+
 def _ndvi(spectra: FloatArray, centres_nm: FloatArray | None) -> FloatArray | None:
     """Return (N,) (infrared - red) / (infrared + red), or None where the MSI lacks one of them."""
     if centres_nm is None:
@@ -119,4 +133,6 @@ def _ndvi(spectra: FloatArray, centres_nm: FloatArray | None) -> FloatArray | No
         pair.append(spectra[:, inside[0]])
     red, infrared = pair
     total = infrared + red
-    return np.divide(infrared - red, total, out=np.full(total.shape, -1.0), where=total > 0)
+    ndvi: FloatArray = np.full(total.shape, -1.0)
+    np.divide(infrared - red, total, out=ndvi, where=total > 0)
+    return ndvi

@@ -58,14 +58,16 @@ def _weigh(values: FloatBlock, weights: FloatArray) -> FloatArray:
     known = np.isfinite(values)
     filled = np.where(known, values, 0).astype(np.float64)
     if known.all():
-        return np.einsum("rcb,kb->rck", filled, weights)
+        means: FloatArray = np.einsum("rcb,kb->rck", filled, weights)
+        return means
     magnitude = np.abs(weights)
     share = np.einsum("rcb,kb->rck", known.astype(np.float64), magnitude) / magnitude.sum(axis=1)
     there = np.einsum("rcb,kb->rck", known.astype(np.float64), weights)
     usable = (share >= 1 - _MOST_MISSING) & (np.abs(there) > 1e-6)
     total = np.einsum("rcb,kb->rck", filled, weights)
-    shown = np.full(total.shape, np.nan)
-    return np.divide(total, there, out=shown, where=usable)
+    shown: FloatArray = np.full(total.shape, np.nan)
+    np.divide(total, there, out=shown, where=usable)
+    return shown
 
 
 def seen_bands(srf: Srf, wavelengths_nm: FloatArray | None) -> tuple[tuple[int, ...], str]:
@@ -115,10 +117,11 @@ def composites(
     unseen = share < _UNSEEN * share.max()
     if bad_bands is not None:
         unseen &= ~bad_bands
-    (index,) = np.nonzero(unseen)
+    order = np.arange(srf.num_hsi_bands)
     if wavelengths_nm is not None:
-        index = index[np.argsort(wavelengths_nm[index], kind="stable")]
-    if index.size < 3 or index.size < srf.num_hsi_bands / 10:
+        order = np.argsort(wavelengths_nm, kind="stable")
+    index = order[_long_runs(unseen[order], max(3, srf.num_hsi_bands // 20))]
+    if index.size < max(3, srf.num_hsi_bands / 10):
         return found
     groups = np.array_split(index, 3)[::-1]  # the longest wavelengths are red
     weights = np.zeros((3, srf.num_hsi_bands))
@@ -127,6 +130,15 @@ def composites(
     texts = [_range_text(group, wavelengths_nm) for group in groups]
     caption = "Bands that the MSI does not see; means of " + ", ".join(texts)
     return [*found, Composite("unseen", caption, weights)]
+
+
+def _long_runs(flags: BoolArray, least: int) -> BoolArray:
+    """Return flags without the runs of True that are shorter than `least`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    kept: BoolArray = np.zeros(flags.shape, bool)
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        kept[start:stop] = stop - start >= least
+    return kept
 
 
 def _range_text(group: NDArray[np.intp], wavelengths_nm: FloatArray | None) -> str:
