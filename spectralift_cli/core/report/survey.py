@@ -113,8 +113,8 @@ def composites(
     picked = np.zeros((len(bands), srf.num_msi_bands))
     picked[np.arange(len(bands)), bands] = 1
     found = [Composite("seen", caption, srf.weights[list(bands)], picked)]
-    share = np.abs(srf.weights).max(axis=0)
-    unseen = share < _UNSEEN * share.max()
+    share: FloatArray = np.abs(srf.weights).max(axis=0)
+    unseen: BoolArray = share < _UNSEEN * share.max()
     if bad_bands is not None:
         unseen &= ~bad_bands
     order = np.arange(srf.num_hsi_bands)
