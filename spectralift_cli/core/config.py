@@ -314,7 +314,7 @@ class QuicklookConfig:
     )
     max_size: int = _option(
         2048, "longest side of the picture; larger images are reduced by a whole factor",
-        unit="pixels", low=1, high=16384,
+        unit="pixels", low=1, high=8192,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

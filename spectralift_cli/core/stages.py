@@ -401,6 +401,8 @@ def evaluate(
     config: MetricsConfig | None = None,
     *,
     per_band_file: AnyPath | None = None,
+    maps_folder: AnyPath | None = None,
+    maps_like: AnyPath | None = None,
     reading: Reading = Reading(),
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -412,14 +414,19 @@ def evaluate(
         prediction: a cube of the same shape.
         config: conventions; None for the defaults.
         per_band_file: CSV of the scores of every band to write, or None.
+        maps_folder: folder of error maps and curves to write, or None; see `ErrorMaps`.
+        maps_like: folder of other maps whose limits of colours to take, or None.
         reading: how to read both.
-        overwrite: replace an existing CSV.
+        overwrite: replace an existing CSV or folder of maps.
         progress: called with (done, total).
 
     Raises:
         DataError: the shapes differ, or no pixel is valid in both.
-        OutputExistsError: the CSV exists and `overwrite` is false.
+        OptionError: `maps_like` without `maps_folder`.
+        OutputExistsError: the CSV or the folder exists and `overwrite` is false.
     """
+    if maps_like is not None and maps_folder is None:
+        raise OptionError("--maps-like does not apply without maps", "give --maps DIR as well")
     if per_band_file is not None:
         _check_absent(Path(per_band_file), overwrite, apart_from=[reference, prediction])
     config = config or MetricsConfig()
@@ -427,7 +434,15 @@ def evaluate(
     if scene is not None and config.ratio is None:
         config = dataclasses.replace(config, ratio=scene.ratio)
     with reading.open(path) as truth, reading.open(prediction) as guess:
-        scores = evaluate_cubes(truth, guess, config, progress)
+        if maps_folder is None:
+            scores = evaluate_cubes(truth, guess, config, progress)
+        else:
+            from spectralift_cli.core.pictures.errormaps import evaluate_with_maps
+
+            scores = evaluate_with_maps(
+                truth, guess, Path(maps_folder), config, like=maps_like, overwrite=overwrite,
+                progress=progress,
+            )  # fmt: skip
         wavelengths_nm = truth.meta.wavelengths_nm
     if per_band_file is not None:
         text = per_band_csv(scores, wavelengths_nm)

@@ -172,7 +172,7 @@ class Stretch:
 
     def rgba(self, channels: FloatArray) -> NDArray[np.uint8]:
         """Return (r, c, 4) 8-bit colours, holes transparent."""
-        known = np.isfinite(channels).all(axis=2)
+        known: BoolArray = np.asarray(np.isfinite(channels).all(axis=2))
         unit = (np.where(known[..., None], channels, 0) - self.low) / (self.high - self.low)
         levels = np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
         rgba = np.zeros((*known.shape, 4), np.uint8)
