@@ -21,7 +21,8 @@ def acquisition(path: Path) -> list[tuple[str, str]]:
         texts = _of_envi(path)
     elif row is not None and row.name == "tiff":
         texts = _of_tiff(path)
-    return [(what, value.strip()[:100]) for what, value in texts.items() if value and value.strip()]
+    known = {what: (value or "").strip()[:100] for what, value in texts.items()}
+    return [(what, value) for what, value in known.items() if value.lower() not in ("", "unknown")]
 
 
 def _of_envi(path: Path) -> dict[str, str | None]:

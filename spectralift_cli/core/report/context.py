@@ -8,15 +8,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spectralift_cli.core.config import ReportConfig
-from spectralift_cli.core.cube import BoolArray, CubeMeta, CubeReader, FloatArray, Progress
+from spectralift_cli.core.cube import (
+    BoolArray,
+    CubeMeta,
+    CubeReader,
+    FloatArray,
+    Progress,
+    to_units,
+)
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.pairs import scene_placement
 from spectralift_cli.core.placement import Placement, place
-from spectralift_cli.core.report.lattice import FloatBlock, Lattice
+from spectralift_cli.core.report.lattice import Lattice
 from spectralift_cli.core.report.material import IMAGES, Material
 from spectralift_cli.core.report.points import Point, choose_points
 from spectralift_cli.core.report.survey import (
     Composite,
+    FloatBlock,
     Stretch,
     Survey,
     band_centres,
@@ -190,7 +198,9 @@ def _look(context: Context, readers: dict[str, CubeReader], progress: Progress) 
     found = survey(cubes, shown, lattice, part(steps - 1))
     context.surveys["hr"] = found
     if "hr_msi" in readers:
-        msi = np.concatenate([blocks[0] for _, blocks in lattice.blocks(readers["hr_msi"])])
+        meta = readers["hr_msi"].meta
+        parts = [to_units(blocks[0], meta) for _, blocks in lattice.blocks(readers["hr_msi"])]
+        msi = np.concatenate(parts)
         found.channels["hr_msi"] = {
             one.key: one.of_msi(msi) for one in shown if one.msi is not None
         }

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import CubeReader, row_blocks
-
-FloatBlock = NDArray[np.float32]
+from spectralift_cli.core.cube import AnyArray, CubeReader, row_blocks
 
 _BLOCK_VALUES = 2**21
 
@@ -54,20 +52,18 @@ class Lattice:
     def __str__(self) -> str:
         if self.is_all:
             return "every pixel"
-        return f"every {self.step}th row and column"
+        return f"1 of {self.step} rows and columns"
 
-    def blocks(self, *readers: CubeReader) -> Iterator[tuple[slice, list[FloatBlock]]]:
-        """Yield (rows of the lattice, units of each cube (n, c, bands)) from top to bottom."""
+    def blocks(self, *readers: CubeReader) -> Iterator[tuple[slice, list[AnyArray]]]:
+        """Yield (rows of the lattice, stored values of each cube (n, c, bands)), top to bottom."""
         rows, cols = self.rows, self.cols
         bands = sum(reader.meta.bands for reader in readers)
         height = max(1, _BLOCK_VALUES // (self.shape[1] * bands))
         for part in row_blocks(len(rows), height):
             yield part, [self._read(reader, rows[part], cols) for reader in readers]
 
-    def _read(
-        self, reader: CubeReader, rows: NDArray[np.intp], cols: NDArray[np.intp]
-    ) -> FloatBlock:
+    def _read(self, reader: CubeReader, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> AnyArray:
         if self.is_all:
-            return reader.read_units(slice(int(rows[0]), int(rows[-1]) + 1))
-        lines = [reader.read_units(slice(int(row), int(row) + 1))[:, cols] for row in rows]
+            return reader.read(slice(int(rows[0]), int(rows[-1]) + 1))
+        lines = [reader.read(slice(int(row), int(row) + 1))[:, cols] for row in rows]
         return np.concatenate(lines)

@@ -86,7 +86,8 @@ def spectra(context: Context) -> list[Part] | None:
     if not context.spectra:
         return None
     members: list[Picture | Plot] = [_spectrum(context, at) for at in context.spectra]
-    words = ["The points are marked in the images above; they are chosen from the data."]
+    words = ["The points are marked in the images above; they are chosen from the data. Row and column "
+        "on the sharp grid, from 0, stand in brackets."]
     if any(at.lr_pixel is not None for at in context.spectra):
         words.append(
             "The LR-HSI's spectrum is that of the large pixel around the point, so it is blurred."
@@ -116,7 +117,7 @@ def _spectrum(context: Context, at: Spectra) -> Plot:
         if "hr_msi" in at.values and context.material.srf is not None:
             _draw_bands(context, axes, context.material.srf, at.values["hr_msi"])
         _legend_below(figure, axes, 4)
-    title = f"{point.number}. {point.why}, row {point.row}, column {point.col}"
+    title = f"{point.number}. {point.why} ({point.row}, {point.col})"
     held = ", ".join(_SHORT[role] for role in at.values)
     return plot(figure, title, f"Spectra of {held} at row {point.row}, column {point.col}")
 

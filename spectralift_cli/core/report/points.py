@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
-from spectralift_cli.core.report.lattice import FloatBlock, Lattice
+from spectralift_cli.core.report.lattice import Lattice
+from spectralift_cli.core.report.survey import FloatBlock
 
 # red and near infrared, in which vegetation differs most (Rouse et al. 1974)
 _RED_NM = (600.0, 700.0)

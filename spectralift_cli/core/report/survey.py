@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import AnyArray, BoolArray, CubeReader, FloatArray, Progress
-from spectralift_cli.core.report.lattice import FloatBlock, Lattice
+from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, to_units
+from spectralift_cli.core.metrics.blocks import BandMoments, Context, PairBlock, spectral_angles
+from spectralift_cli.core.metrics.standard import rmse_of_bands
+from spectralift_cli.core.report.lattice import Lattice
 from spectralift_cli.core.sensors.response import Srf
+
+FloatBlock = NDArray[np.float32]
 
 # visible bands are told by their centres; beyond this they are none
 _COLOURS_NM = (650.0, 550.0, 460.0)
@@ -223,46 +228,33 @@ def survey(
     }
     found = Survey(lattice, channels, holes={})
     empty = dict.fromkeys(readers, 0)
-    compared = "result" in readers and "gt" in readers
-    if compared:
-        bands = readers["gt"].meta.bands
+    moments: BandMoments | None = None
+    if "result" in readers and "gt" in readers:
         found.sam_deg, found.rmse = np.full(size, np.nan), np.full(size, np.nan)
-        squared, count = np.zeros(bands), np.zeros(bands)
+        moments = BandMoments(Context((*size, readers["gt"].meta.bands), math.nan, math.nan))
     for part, blocks in lattice.blocks(*readers.values()):
-        values = dict(zip(readers, blocks, strict=True))
-        for role, block in values.items():
-            empty[role] += int((~np.isfinite(block)).all(axis=2).sum())
+        stored = dict(zip(readers, blocks, strict=True))
+        for role, block in stored.items():
+            values = to_units(block, readers[role].meta)
+            empty[role] += int((~np.isfinite(values)).all(axis=2).sum())
             for one in shown:
-                channels[role][one.key][part] = one.of_hsi(block)
-        if found.sam_deg is not None and found.rmse is not None:
-            x, y = (values[role].astype(np.float64) for role in ("gt", "result"))
-            valid = np.isfinite(x) & np.isfinite(y)
-            x, y = np.where(valid, x, 0), np.where(valid, y, 0)
-            error = np.square(x - y)
-            seen = valid.sum(axis=2)
-            mean = error.sum(axis=2) / np.maximum(seen, 1)
-            found.rmse[part] = np.where(seen > 0, np.sqrt(mean), np.nan)
-            found.sam_deg[part] = spectral_angles_deg(x, y)
-            squared += error.sum(axis=(0, 1))
-            count += valid.sum(axis=(0, 1))
+                channels[role][one.key][part] = one.of_hsi(values)
+        if moments is not None and found.sam_deg is not None and found.rmse is not None:
+            metas = readers["gt"].meta, readers["result"].meta
+            pair = PairBlock(stored["gt"], stored["result"], *metas, 0, part.stop)
+            moments.update(pair)
+            found.sam_deg[part] = np.rad2deg(spectral_angles(pair))
+            found.rmse[part] = _pixel_rmse(pair)
         progress(part.stop, size[0])
-    if compared:
-        found.band_rmse = np.sqrt(squared / np.where(count > 0, count, np.nan))
+    if moments is not None:
+        found.band_rmse = rmse_of_bands(moments)
     found.holes = {role: number / (size[0] * size[1]) for role, number in empty.items()}
     return found
 
 
-def spectral_angles_deg(x: AnyArray, y: AnyArray) -> FloatArray:
-    """Return the angles between spectra (..., B) in degrees, NaN where one of them is zero.
-
-    2 atan2(|u - v|, |u + v|) of the unit spectra, as the metric SAM has it; see
-    `metrics.blocks.SpectralAngles`.
-    """
-    norms = [np.sqrt(np.square(values).sum(axis=-1)) for values in (x, y)]
-    usable = (norms[0] > 0) & (norms[1] > 0)
-    u, v = (
-        values / np.where(usable, norm, 1)[..., None]
-        for values, norm in zip((x, y), norms, strict=True)
-    )
-    apart, together = (np.sqrt(np.square(values).sum(axis=-1)) for values in (u - v, u + v))
-    return np.where(usable, np.rad2deg(2 * np.arctan2(apart, together)), np.nan)
+def _pixel_rmse(pair: PairBlock) -> FloatArray:
+    """Return (n, cols) root mean squared errors over the valid bands, NaN where there are none."""
+    x, y = pair.units
+    count = pair.valid.sum(axis=2)
+    mean = np.square(x - y).sum(axis=2) / np.maximum(count, 1)
+    return np.where(count > 0, np.sqrt(mean), np.nan)
