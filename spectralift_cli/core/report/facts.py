@@ -19,7 +19,8 @@ from spectralift_cli.core.report.parts import Cards, Listing, Part, Table, Text,
 _TILES = ("psnr", "sam", "ergas", "rmse", "ssim")
 _TILE_UNITS = {"dB": " dB", "deg": "°", "data": "", "": ""}
 _BETTER = {"higher": "more is better", "lower": "less is better"}
-_LONGEST = 2000
+# what a page takes of a damaged or hostile file
+_LONGEST, _MOST_ROWS = 2000, 200
 
 
 def warnings(context: Context) -> list[Part]:
@@ -58,6 +59,10 @@ def inputs(context: Context) -> list[Part]:
     """Say what was fused with what."""
     parts: list[Part] = []
     tiles = [tile for scores in context.material.scores[:1] for tile in _tiles(scores)]
+    checkpoint = context.material.checkpoint
+    if not tiles and checkpoint is not None and "validation_rmse" in checkpoint.scores:
+        held_out = f"{checkpoint.scores['validation_rmse']:.4g}"
+        tiles.append(Tile("Held-out RMSE", held_out, "LR pixels, scaled units; less is better"))
     if tiles:
         parts.append(Tiles(tiles))
     parts.append(Text(_sentence(context)))
@@ -271,7 +276,7 @@ def provenance(context: Context) -> list[Part] | None:
     for source in sources:
         steps = source.get("steps") if source else None
         if isinstance(steps, list) and steps:
-            tables = [_step(number, step) for number, step in enumerate(steps, 1)]
+            tables = [_step(number, step) for number, step in enumerate(steps[:_MOST_ROWS], 1)]
             return [
                 Text("Every output carries these steps; spectralift info --json prints them."),
                 Cards(tables),
@@ -286,7 +291,9 @@ def _step(number: int, step: object) -> Table:
     for role, what in (used if isinstance(used, dict) else {}).items():
         digest = what.get("sha256") or what.get("sha256_of_parts") if isinstance(what, dict) else ""
         rows.append((f"input {role}", f"sha256 {digest}" if digest else _text(what)))
-    return Table(rows, caption=f"{number}. {found.get('command')}, version {found.get('version')}")
+    return Table(
+        rows, caption=f"{number}. {_text(found.get('command'))}, {_text(found.get('version'))}"
+    )
 
 
 def _options_table(name: str, options: Mapping[str, Any]) -> Table:
@@ -294,7 +301,9 @@ def _options_table(name: str, options: Mapping[str, Any]) -> Table:
 
 
 def _rows(options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(str(key).replace("_", " "), _text(value)) for key, value in options.items()]
+    """Return options as rows, as many as ours have at most."""
+    rows = [(str(key)[:100].replace("_", " "), _text(value)) for key, value in options.items()]
+    return rows[:_MOST_ROWS]
 
 
 def _text(value: object) -> str:

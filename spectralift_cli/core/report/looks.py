@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ _MAP_PERCENT = 99.0
 _HISTORY_BYTES = 64 * 2**20
 _HISTORY_POINTS = 800
 _MOST_LEGEND = 8
+_MOST_RESPONSES = 32
 
 
 def images(context: Context) -> list[Part] | None:
@@ -86,8 +85,10 @@ def spectra(context: Context) -> list[Part] | None:
     if not context.spectra:
         return None
     members: list[Picture | Plot] = [_spectrum(context, at) for at in context.spectra]
-    words = ["The points are marked in the images above; they are chosen from the data. Row and column "
-        "on the sharp grid, from 0, stand in brackets."]
+    words = [
+        "The points are marked in the images above; they are chosen from the data. Row and column "
+        "on the sharp grid, from 0, stand in brackets."
+    ]
     if any(at.lr_pixel is not None for at in context.spectra):
         words.append(
             "The LR-HSI's spectrum is that of the large pixel around the point, so it is blurred."
@@ -241,6 +242,8 @@ def operators(context: Context) -> list[Part] | None:
             "The response says how the MSI's bands are made of the hyperspectral bands; each "
             "one's weights sum to 1."
         )
+        if srf.num_msi_bands > _MOST_RESPONSES:
+            captions.append(f"Shown: {_MOST_RESPONSES} of {srf.num_msi_bands} bands.")
     if context.material.psf is not None:
         members.append(_psf(context, context.material.psf))
         scene = context.material.scene
@@ -260,8 +263,8 @@ def _response_table(context: Context, srf: Srf) -> Table:
     centres = band_centres(srf, _positions(context, srf.num_hsi_bands))
     known = context.wavelengths_nm is not None
     rows = []
-    for band, name in enumerate(srf.band_names):
-        row = [str(band + 1), name, f"{centres[band]:.{0 if known else 1}f}"]
+    for band, name in enumerate(srf.band_names[:_MOST_RESPONSES]):
+        row = [str(band + 1), name[:100], f"{centres[band]:.{0 if known else 1}f}"]
         if srf.coverage is not None:
             row.append(f"{100 * srf.coverage[band]:.0f} %")
         rows.append(row)
@@ -273,7 +276,7 @@ def _response_table(context: Context, srf: Srf) -> Table:
 
 def _response(context: Context, srf: Srf) -> Plot:
     curves: dict[str, FloatArray] = {}
-    for name, weights in zip(srf.band_names, srf.weights, strict=True):
+    for name, weights in zip(srf.band_names[:_MOST_RESPONSES], srf.weights, strict=False):
         label = label_text(name)
         while label in curves:
             label += "'"
@@ -345,14 +348,17 @@ def _history(context: Context) -> tuple[FloatArray, FloatArray, FloatArray]:
     if len(data) > _HISTORY_BYTES:
         context.material.warn(f"{path}: is too long to draw, over {_HISTORY_BYTES:,} bytes")
         return empty, empty, empty
+    head, *lines = data.split(b"\n")
+    lines = [line for line in lines if line]
+    if not lines:
+        return empty, empty, empty
+    kept = np.unique(np.linspace(0, len(lines) - 1, _HISTORY_POINTS).round().astype(int))
     try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8"))))
-        table = np.array([[float(cell) for cell in row] for row in rows[1:]]).reshape(-1, 3)
-        if rows[:1] != [["epoch", "lr", "loss"]] or not np.isfinite(table).all():
+        table = np.array([[float(cell) for cell in lines[i].split(b",")] for i in kept])
+        if head != b"epoch,lr,loss" or table.shape[1:] != (3,) or not np.isfinite(table).all():
             raise ValueError("its columns are not epoch, lr, loss")
-    except (ValueError, UnicodeDecodeError, csv.Error) as error:
+    except ValueError as error:
         raise DataError(
             f"{path}: is no history of a training ({error})", "the run is damaged; make it again"
         ) from error
-    kept = np.unique(np.linspace(0, len(table) - 1, _HISTORY_POINTS).round().astype(int))
-    return tuple(table[kept].T) if len(table) else (empty, empty, empty)
+    return table[:, 0], table[:, 1], table[:, 2]

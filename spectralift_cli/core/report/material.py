@@ -34,6 +34,8 @@ IMAGES = {
 # what is read of a run's outputs
 _RUN_ROLES = ("scene", "model", "history", "cube", "metrics", "config")
 _JSON_BYTES = 4 * 2**20
+# what a page takes of a damaged or hostile file's texts
+_MOST_WARNINGS, _LONGEST = 100, 2000
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,9 @@ def _of_run(folder: Path, run: Mapping[str, Any]) -> Material:
     outputs = run.get("outputs")
     names = outputs if isinstance(outputs, dict) else {}
     there = {role: _member(folder, names[role]) for role in _RUN_ROLES if role in names}
-    for message in run.get("warnings") or ():
-        found.warn(str(message))
+    told = run.get("warnings")
+    for message in told[:_MOST_WARNINGS] if isinstance(told, list) else ():
+        found.warn(str(message)[:_LONGEST])
     config = None
     if "config" in there:
         found.settings = read_config(there["config"])
