@@ -196,10 +196,11 @@ def scores(context: Context) -> list[Part] | None:
             note = found.get(f"{metric.key}_note")
             about = f"{metric.help}{f' ({note})' if note else ''}"
             unit = {"data": "data units"}.get(metric.unit, metric.unit)
-            shown = "undefined" if value is None else f"{value:.5g}"
-            rows.append((name.upper(), shown, unit, _BETTER[metric.better], about))
+            shown = "undefined" if value is None else f"{value:.5g} {unit}".strip()
+            rows.append((name.upper(), shown, _BETTER[metric.better], about))
         caption = ", ".join([f"Mode {found.get('mode')}", *stated])
-        parts.append(Table(rows, ("score", "value", "unit", "", "what it is"), caption, (1,)))
+        header = ("score", "value", "", "what it is")
+        parts.append(Table(rows, header, caption, numeric=(1,), stacks=True))
     return parts or None
 
 

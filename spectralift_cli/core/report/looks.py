@@ -162,16 +162,16 @@ def errors(context: Context) -> list[Part] | None:
     if found is None or found.sam_deg is None or found.rmse is None:
         return None
     members: list[Picture | Plot] = []
-    rows = []
+    header, columns = ["error of a pixel"], [["mean", "median", "99th percentile", "largest"]]
     for title, values, unit in (
-        ("Spectral angle (SAM)", found.sam_deg, "°"),
+        ("Spectral angle (SAM)", found.sam_deg, "degrees"),
         ("RMSE over bands", found.rmse, "data units"),
     ):
         known = values[np.isfinite(values)]
         if not known.size:
             continue
         mean, median, high = known.mean(), np.median(known), np.percentile(known, _MAP_PERCENT)
-        label = f"{title}, {'degrees' if unit == '°' else unit}"
+        label = f"{title}, {unit}"
         alt = (
             f"Map of the {title} of each pixel: mean {mean:.3g}, median {median:.3g}, 99th "
             f"percentile {high:.3g} {unit}"
@@ -180,15 +180,16 @@ def errors(context: Context) -> list[Part] | None:
         members.append(
             map_picture(values, title, alt, limits=(0.0, float(high)), label=label, marks=marks)
         )
-        rows.append([f"{title}, {unit}", *(f"{v:.4g}" for v in (mean, median, high, known.max()))])
+        columns.append([f"{v:.4g}" for v in (mean, median, high, known.max())])
+        header.append(f"{title}, {unit}")
     if not members:
         return None
     caption = (
         f"Error of each pixel against the ground truth, {found.lattice}; dark is good. The scale "
         "ends at the 99th percentile."
     )
-    header = ("error of a pixel", "mean", "median", "99 %", "largest")
-    return [Gallery(members, caption), Table(rows, header, numeric=(1, 2, 3, 4))]
+    rows = list(zip(*columns, strict=True))
+    return [Gallery(members, caption), Table(rows, header, numeric=(1, 2))]
 
 
 def bands(context: Context) -> list[Part] | None:

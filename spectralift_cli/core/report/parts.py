@@ -33,6 +33,8 @@ class Table:
         header: of the columns; without one the first column heads the rows.
         caption: what it shows, or "".
         numeric: columns that are numbers.
+        stacks: whether a narrow page shows each row as a block without the header: its first two
+            cells on a line, the others below.
     """
 
     kind: ClassVar[str] = "table"
@@ -40,6 +42,7 @@ class Table:
     header: Sequence[str] = ()
     caption: str = ""
     numeric: Sequence[int] = ()
+    stacks: bool = False
 
 
 @dataclass(frozen=True)
