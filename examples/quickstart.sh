@@ -10,4 +10,5 @@ model=$(spectralift train "$scene" -o "$folder/model.safetensors" --overwrite)
 sharp=$(spectralift infer "$model" "$scene" -o "$folder/sr.tif" --overwrite)
 
 spectralift metrics "$scene" "$sharp" --per-band "$folder/per_band.csv" --overwrite
-printf '\nscene  %s\nmodel  %s\nsharp  %s\n' "$scene" "$model" "$sharp"
+report=$(spectralift report "$scene" --result "$sharp" --model "$model" -o "$folder/report.html" --overwrite)
+printf '\nscene  %s\nmodel  %s\nsharp  %s\nreport %s\n' "$scene" "$model" "$sharp" "$report"

@@ -25,7 +25,7 @@ _API = {
         "spectralift_cli.core.stages",
     ),
     **dict.fromkeys(
-        ("SynthConfig", "TrainConfig", "InferConfig", "MetricsConfig"),
+        ("SynthConfig", "TrainConfig", "InferConfig", "MetricsConfig", "ReportConfig"),
         "spectralift_cli.core.config",
     ),
     **dict.fromkeys(
@@ -38,18 +38,26 @@ _API = {
     "ResponseChoice": "spectralift_cli.core.pairs",
     "write_sample": "spectralift_cli.core.samples",
     "convert": "spectralift_cli.core.convert",
+    "report": "spectralift_cli.core.report.page",
 }
 
 __all__ = ["__version__", *_API]  # names resolved by __getattr__
 
 if TYPE_CHECKING:
     from spectralift_cli.core.checkpoint import Checkpoint, load_checkpoint
-    from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
+    from spectralift_cli.core.config import (
+        InferConfig,
+        MetricsConfig,
+        ReportConfig,
+        SynthConfig,
+        TrainConfig,
+    )
     from spectralift_cli.core.convert import convert
     from spectralift_cli.core.cube import Cube, CubeMeta
     from spectralift_cli.core.errors import SpectraliftError, SpectraliftWarning
     from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.report.page import report
     from spectralift_cli.core.samples import write_sample
     from spectralift_cli.core.scene import Scene, open_scene
     from spectralift_cli.core.stages import (

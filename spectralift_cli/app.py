@@ -23,6 +23,7 @@ from spectralift_cli.commands import (
     info,
     metrics,
     quicklook,
+    report,
     run,
     sample,
     srf,
@@ -126,7 +127,7 @@ app = typer.Typer(
 
 for _command in (
     sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer, metrics.metrics,
-    quicklook.quicklook, run.run,
+    quicklook.quicklook, report.report, run.run,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(srf.app)

@@ -282,6 +282,21 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """How a report looks."""
+
+    title: str | None = _option(None, "heading of the page (default: what was fused)")
+    image_size: int = _option(
+        384, "longest side of a picture; of larger images every n-th row and column is shown",
+        unit="pixels", low=32, high=2048,
+    )  # fmt: skip
+    points: int = _option(6, "pixels whose spectra are drawn", low=0, high=24)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class QuicklookConfig:
     """How a cube is drawn in colour."""
 

@@ -189,6 +189,14 @@ class _Run:
         files["log"] = work / (inside(log_dir, folder) or Path()) / LOG_NAME
         names = {role: path.relative_to(work).as_posix() for role, path in files.items()}
         report = self._report(trained, inferred, names, device, time.perf_counter() - start)
+        if self.config.report is not None:
+            self._page(work, report, files, names)
+            report |= {
+                "stages": self._stages(),
+                "seconds": round(time.perf_counter() - start, 3),
+                "outputs": dict(names),
+                "warnings": list(self.warnings),
+            }
         self._finish(report, names)
         files["log"].parent.mkdir(parents=True, exist_ok=True)
         write_text(files["log"], "\n".join(self.lines) + "\n")
@@ -378,9 +386,7 @@ class _Run:
             "config": "native" if self.config.flat is None else "flat",
             "device": str(device),
             "threads": check_threads(self.threads),
-            "stages": [
-                {"stage": name, "seconds": round(took, 3)} for name, took in self.seconds.items()
-            ],
+            "stages": self._stages(),
             "seconds": round(seconds, 3),
             "model": {
                 "name": trained.checkpoint.model_name,
@@ -401,6 +407,32 @@ class _Run:
             "outputs": dict(names),
             "warnings": list(self.warnings),
         }
+
+    def _stages(self) -> list[dict[str, Any]]:
+        return [{"stage": name, "seconds": round(took, 3)} for name, took in self.seconds.items()]
+
+    def _page(
+        self,
+        work: Path,
+        document: Mapping[str, Any],
+        files: dict[str, Path],
+        names: dict[str, str],
+    ) -> None:
+        """Write report.html; what hinders it is a warning, since the results are there."""
+        from spectralift_cli.core.report.page import report  # here: it imports matplotlib
+
+        page = work / "report.html"
+        with self.stage("report") as update:
+            try:
+                report(work, page, self.config.report, run=document, progress=update)
+            except SpectraliftError as error:
+                warnings.warn(
+                    f"report.html is not written: {error.message}; {error.hint}",
+                    SpectraliftWarning,
+                    stacklevel=2,
+                )
+                return
+        files["report"], names["report"] = page, page.name
 
     def _finish(self, report: Mapping[str, Any], names: Mapping[str, str]) -> None:
         model = report["model"]

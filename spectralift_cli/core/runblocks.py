@@ -20,6 +20,7 @@ from spectralift_cli.core.config import (
     InferConfig,
     MetricsConfig,
     Option,
+    ReportConfig,
     SynthConfig,
     TrainConfig,
     canonical,
@@ -37,7 +38,7 @@ from spectralift_cli.core.formats import (
 )
 
 SCHEMA = "spectralift.run/1"
-_LATER = ("refine", "report")
+_LATER = ("refine",)
 _MODES = ("standard", "published")
 
 _T = TypeVar("_T")
@@ -148,12 +149,20 @@ class MetricsModes:
                 raise DataError(f"modes is {list(modes)}", f"name each once of {', '.join(_MODES)}")
 
 
+@dataclass(frozen=True)
+class ReportFiles:
+    """Whether the run ends with a report."""
+
+    write: bool = key(True, "write report.html")
+
+
 # the files first, then the options that determine values
 BLOCKS: dict[str, tuple[type[Any], type[Any]]] = {
     "synth": (SynthFiles, SynthConfig),
     "train": (TrainFiles, TrainConfig),
     "infer": (InferFiles, InferConfig),
     "metrics": (MetricsModes, MetricsConfig),
+    "report": (ReportFiles, ReportConfig),
 }
 
 

@@ -16,7 +16,13 @@ from typing import Any
 
 import yaml
 
-from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
+from spectralift_cli.core.config import (
+    InferConfig,
+    MetricsConfig,
+    ReportConfig,
+    SynthConfig,
+    TrainConfig,
+)
 from spectralift_cli.core.configtext import parse_settings
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.flatconfig import (
@@ -51,6 +57,7 @@ class RunConfig:
         infer: the inference, with its files.
         metrics: one config for each convention that is scored.
         needs_truth: whether a run without ground truth is an error, because scores are asked for.
+        report: of report.html; None where it is not written.
         snapshot: the complete config, which makes the same run again.
         flat: the config as given, if it is SpectraLift's.
         unused: keys of files that are given but have no part in the run.
@@ -61,6 +68,7 @@ class RunConfig:
     infer: tuple[InferFiles, InferConfig]
     metrics: tuple[MetricsConfig, ...]
     needs_truth: bool
+    report: ReportConfig | None = None
     snapshot: Mapping[str, Any] = field(default_factory=dict)
     flat: FlatConfig | None = None
     unused: Sequence[str] = ()
@@ -140,6 +148,7 @@ def _native(merged: Mapping[str, Any], source: str) -> RunConfig:
     blocks = {name: value for name, value in merged.items() if "." not in name}
     check_names(blocks, source)
     blocks.pop("schema", None)
+    blocks.setdefault("report", None)  # a native run ends with one
     dotted = {name: value for name, value in merged.items() if "." in name}
     config = _resolve(_with_dotted(blocks, dotted, source), source)
     return dataclasses.replace(config, snapshot=_snapshot(config))
@@ -190,7 +199,9 @@ def _resolve(blocks: Mapping[str, Any], source: str) -> RunConfig:
     if several.modes and "mode" in blocks["metrics"]:
         raise DataError(f"{source}: metrics has both mode and modes", "keep one of them")
     metrics = tuple(dataclasses.replace(one, mode=mode) for mode in several.modes or (one.mode,))
-    config = RunConfig(synth, train, infer, metrics, needs_truth="metrics" in blocks)
+    asked, look = build_block("report", blocks.get("report"), source)
+    report = look if "report" in blocks and asked.write else None
+    config = RunConfig(synth, train, infer, metrics, "metrics" in blocks, report)
     if config.needs_truth and config.truth_is_impossible:
         raise DataError(
             f"{source}: metrics needs the ground truth of the image that is sharpened, which only "
@@ -234,4 +245,5 @@ def _snapshot(config: RunConfig) -> dict[str, Any]:
         scored = plain(config.metrics[0])
         del scored["mode"]
         found["metrics"] = {"modes": [one.mode for one in config.metrics], **scored}
+    found["report"] = {"write": config.report is not None, **plain(config.report or ReportConfig())}
     return found

@@ -1,0 +1,52 @@
+"""`spectralift report`: a page about a scene or a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectralift_cli.commands import options
+from spectralift_cli.commands.console import Console, Result, command
+from spectralift_cli.core.config import ReportConfig
+
+_HTML = (".html", ".htm")
+
+
+@command
+def report(
+    console: Console,
+    source: Annotated[
+        Path, typer.Argument(metavar="SCENE|RUN", help="Folder of a scene or of a run.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="HTML", help="The page to write.")
+    ],
+    config: ReportConfig,
+    result: Annotated[
+        Path | None,
+        typer.Option(metavar="CUBE", help="The sharp cube.", show_default="the run's"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="The checkpoint behind it.", show_default="the run's"),
+    ] = None,
+    overwrite: options.Overwrite = False,
+) -> Result:
+    """Write one offline page: images, spectra, errors, scores, PSF, SRF, settings, provenance.
+
+    It holds everything it shows, needs no network and runs no script.
+    """
+    if output.suffix.lower() not in _HTML:
+        raise typer.BadParameter(f"{output}: the name of a page ends in .html")
+
+    from spectralift_cli.core.report.page import report as write_report
+
+    with console.progress(f"report {source.name}") as progress:
+        made = write_report(
+            source, output, config, result=result, model=model, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+    data = {"title": made.title, "sections": list(made.sections), "size_bytes": made.size_bytes}
+    return Result(outputs=[made.path], data=data)
