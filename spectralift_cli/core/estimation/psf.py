@@ -17,8 +17,9 @@ from scipy import sparse
 from scipy.optimize import nnls
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
+from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.estimation.footprint import LEAST_SHARE, axis_weights
-from spectralift_cli.core.estimation.imagepair import LEAST_PIXELS, ImagePair
+from spectralift_cli.core.estimation.imagepair import LEAST_PIXELS, ImagePair, IntArray
 from spectralift_cli.core.estimation.shift import Joint, weighted_lines
 from spectralift_cli.core.placement import Placement
 
@@ -27,6 +28,8 @@ _LAMBDAS = tuple(10.0**exponent for exponent in np.arange(-7.0, 3.01, 0.5))
 _REACH = 2.75  # standard deviations of the Gaussian fit beyond the LR pixel's edge
 _ROUNDS = 3
 _CONSTRAINT = 1e4
+# L2 distance of other blurs' kernels from the nearest Gaussian's: .05 Moffat, .08 parabola
+_USUAL_DEVIATION = 0.1
 _MAX_HALF_PX = 127
 
 
@@ -40,7 +43,6 @@ class Kernel:
         gain: (M,) refitted with it.
         offset: (M,) likewise.
         covariance: (2M, 2M) of gains and offsets, the kernel's uncertainty included.
-        blocks: clusters behind it.
         weights: (h, w) of the LR pixels, 0 where they are left out.
         seen: (h, w, M) what the LR pixels see of the MSI through it.
         noise: (M,) standard deviation of the residuals, in units of y.
@@ -54,7 +56,6 @@ class Kernel:
     gain: FloatArray
     offset: FloatArray
     covariance: FloatArray
-    blocks: int
     weights: FloatArray
     seen: FloatArray
     noise: FloatArray
@@ -120,35 +121,106 @@ def fit_kernel(
     placement = pair.placement.shifted(blurring.shift_px)
     tents = _that_fit(pair, placement, tents_for(placement, blurring.sigma_px, size))
     samples, ok = _sample(pair, placement, tents)
-    w = joint.weights[ok]
-    labels = pair.blocks()[ok]
-    targets = y[ok]
-    # the pixels' means take the offsets out
-    mean = (w @ targets) / w.sum()
-    designs = [a[ok].reshape(len(w), -1) for a in samples]
-    centred = [a - (w @ a) / w.sum() for a in designs]
+    if ok.sum() < LEAST_PIXELS:
+        raise DataError(
+            f"{int(ok.sum())} LR pixels see {2 * tents.reach + 1} valid HR pixels a side, "
+            f"{LEAST_PIXELS} are needed to estimate a PSF",
+            "give larger images, or leave the PSF out with --no-psf",
+        )
+    w = joint.weights[ok] + 1e-6  # pixels at the edge that the joint fit had to leave out
+    system = _System([a[ok].reshape(len(w), -1) for a in samples], y[ok], w, pair.blocks()[ok])
     prior, penalty = _penalty(placement, tents, blurring.sigma_px)
-    centroid = np.stack(np.meshgrid(tents.knots(), tents.knots(), indexing="ij")).reshape(2, -1)
-    gain, noise = joint.gain.copy(), joint.noise.copy()
-    folds = _fold_of(labels)
+    knots = tents.knots()
+    centroid = np.stack(np.meshgrid(knots, knots, indexing="ij")).reshape(2, -1)
+    fit = _Fit(prior, joint.gain, joint.offset, joint.noise)
     smoothing = 0.0
     for round_ in range(_ROUNDS):
-        normals, rights = _normals(centred, targets - mean, w, gain, noise, folds)
+        normals, rights = system.normals(fit)
         if round_ < 2:
-            smoothing = _choose(normals, rights, penalty, prior)
+            smoothing = _choose(normals, rights, penalty)
         coefficients = _solve_positive(
-            sum(normals[1:], normals[0]), sum(rights[1:], rights[0]), smoothing * penalty, centroid
+            normals.sum(axis=0), rights.sum(axis=0), smoothing * penalty, centroid
         )
-        coefficients /= coefficients.sum() * tents.spacing**2
-        seen = np.stack([a @ coefficients for a in designs], axis=1)
-        gain, offset = weighted_lines(seen, targets, w)
-        residual = targets - gain * seen - offset
-        noise = np.sqrt((w @ residual**2) / w.sum())
-        noise = np.maximum(noise, 1e-9 * np.abs(targets).max(axis=0) + 1e-300)
-    return _with_errors(
-        pair, tents, centred, designs, targets, ok, w, labels, coefficients, gain, offset, noise,
-        smoothing, penalty, centroid,
+        fit = system.lines(coefficients / coefficients.sum())
+    matrix = tents.matrix()
+    spread = np.kron(matrix, matrix)  # (K K, J J)
+    covariance, lines = _errors(system, fit, smoothing, penalty, centroid)
+    total = tents.spacing**2  # the sum of a tent's values
+    values = (spread @ fit.coefficients / total).reshape(len(matrix), -1)
+    variance = np.einsum("ij,jk,ik->i", spread, covariance, spread, optimize=True)
+    std = np.sqrt(np.maximum(variance, 0)).reshape(values.shape) / total
+    seen = np.full((*ok.shape, pair.msi_bands), np.nan)
+    seen[ok] = system.seen(fit.coefficients)
+    kept = np.zeros(ok.shape)
+    kept[ok] = w
+    explained = 1 - fit.noise**2 / np.maximum(system.variance, 1e-300)
+    return Kernel(
+        values=values / values.sum(), std=std, gain=fit.gain, offset=fit.offset, covariance=lines,
+        weights=kept, seen=seen, noise=fit.noise, explained=explained, smoothing=smoothing,
+        relative_error=float(np.linalg.norm(std) / np.linalg.norm(values)),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """A kernel's coefficients, which sum to 1, with gains and offsets (M,) and noise (M,)."""
+
+    coefficients: FloatArray
+    gain: FloatArray
+    offset: FloatArray
+    noise: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class _System:
+    """The equations of all LR pixels that see all of the kernel.
+
+    Args:
+        designs: per band (n, J J) what each tent sees.
+        targets: (n, M) the LR-HSI seen through the response.
+        weights: (n,).
+        labels: (n,) spatial blocks.
+    """
+
+    designs: list[FloatArray]
+    targets: FloatArray
+    weights: FloatArray
+    labels: IntArray
+
+    @property
+    def variance(self) -> FloatArray:
+        """(M,) of the targets."""
+        w = self.weights / self.weights.sum()
+        return np.asarray(w @ (self.targets - w @ self.targets) ** 2)
+
+    def seen(self, coefficients: FloatArray) -> FloatArray:
+        """Return (n, M) what the pixels see."""
+        return np.stack([a @ coefficients for a in self.designs], axis=1)
+
+    def lines(self, coefficients: FloatArray) -> _Fit:
+        """Return the fit with the gains and offsets that suit a kernel."""
+        seen = self.seen(coefficients)
+        gain, offset = weighted_lines(seen, self.targets, self.weights)
+        residual = self.targets - gain * seen - offset
+        noise = np.sqrt(self.weights @ residual**2 / self.weights.sum())
+        floor = 1e-9 * np.abs(self.targets).max(axis=0) + 1e-300
+        return _Fit(coefficients, gain, offset, np.maximum(noise, floor))
+
+    def normals(self, fit: _Fit) -> tuple[FloatArray, FloatArray]:
+        """Return per fold of blocks (F, p, p) and (F, p), the offsets taken out by the means."""
+        w = self.weights
+        _, number = np.unique(self.labels, return_inverse=True)
+        size = self.designs[0].shape[1]
+        normals, rights = np.zeros((_FOLDS, size, size)), np.zeros((_FOLDS, size))
+        for m, design in enumerate(self.designs):
+            a = (design - w @ design / w.sum()) * (fit.gain[m] * np.sqrt(w) / fit.noise[m])[:, None]
+            target = self.targets[:, m]
+            y = (target - w @ target / w.sum()) * np.sqrt(w) / fit.noise[m]
+            for fold in range(_FOLDS):
+                mine = number % _FOLDS == fold
+                normals[fold] += a[mine].T @ a[mine]
+                rights[fold] += a[mine].T @ y[mine]
+        return normals, rights
 
 
 def _that_fit(pair: ImagePair, placement: Placement, tents: Tents) -> Tents:
@@ -175,7 +247,7 @@ def _sample(
     ]
     share = (cols @ (rows @ pair.msi_valid.astype(np.float64)).T).T.reshape(shape).sum(axis=(1, 3))
     whole = np.outer(*(m.sum(axis=1).reshape(n, -1).sum(axis=1) for m, n in ((rows, h), (cols, w))))
-    total = float(tents.matrix().sum()) ** 2
+    total = float(tents.count**2)
     ok = (share >= LEAST_SHARE * total) & (whole >= total * (1 - 1e-9)) & pair.hsi_valid
     return each, ok
 
@@ -190,7 +262,7 @@ def _tent_weights(placement: Placement, axis: int, tents: Tents) -> sparse.csr_a
     # Blur convolves: kernel[t] meets x[centre - t]
     where = pixel[:, None] - (offset - tents.reach)[None, :]
     rows = at[:, None] * count + tent[None, :]
-    weights = share[:, None] * values[offset, tent][None, :]
+    weights = share[:, None] * values[offset, tent][None, :] / tents.spacing
     size = placement.hr_shape[axis]
     kept = (where >= 0) & (where < size)
     triple = (weights[kept], (rows[kept], where[kept]))
@@ -225,37 +297,9 @@ def _penalty(
     return prior, rough - np.outer(pull, pull) / float(prior @ pull)
 
 
-def _fold_of(labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.int64]
-]:
-    """Deal the blocks to folds in turn."""
-    _, order = np.unique(labels, return_inverse=True)
-    return np.asarray(order % _FOLDS)
-
-
-def _normals(
-    centred: list[FloatArray], targets: FloatArray, w: FloatArray, gain: FloatArray,
-    noise: FloatArray, folds: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-) -> tuple[list[FloatArray], list[FloatArray]]:
-    normals, rights = [], []
-    for fold in np.unique(folds):
-        rows = folds == fold
-        size = centred[0].shape[1]
-        normal, right = np.zeros((size, size)), np.zeros(size)
-        for m, a in enumerate(centred):
-            part = a[rows] * (gain[m] * np.sqrt(w[rows]) / noise[m])[:, None]
-            normal += part.T @ part
-            right += part.T @ (targets[rows, m] * np.sqrt(w[rows]) / noise[m])
-        normals.append(normal)
-        rights.append(right)
-    return normals, rights
-
-
-def _choose(
-    normals: list[FloatArray], rights: list[FloatArray], penalty: FloatArray, prior: FloatArray
-) -> float:
+def _choose(normals: FloatArray, rights: FloatArray, penalty: FloatArray) -> float:
     """Return the penalty's factor that predicts the held-out folds best."""
-    normal, right = sum(normals[1:], normals[0]), sum(rights[1:], rights[0])
+    normal, right = normals.sum(axis=0), rights.sum(axis=0)
     unit = float(np.trace(normal) / np.trace(penalty))
     costs = []
     for factor in _LAMBDAS:
@@ -287,64 +331,48 @@ def _solve_positive(
     return np.asarray(found)
 
 
-def _with_errors(
-    pair: ImagePair, tents: Tents, centred: list[FloatArray], designs: list[FloatArray],
-    targets: FloatArray, ok: BoolArray, w: FloatArray,
-    labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    coefficients: FloatArray, gain: FloatArray, offset: FloatArray, noise: FloatArray,
-    smoothing: float, penalty: FloatArray, centroid: FloatArray,
-) -> Kernel:  # fmt: skip
-    """Add standard errors: of the kernel and, with it, of gains and offsets."""
-    bands, size = len(designs), coefficients.size
+def _errors(
+    system: _System, fit: _Fit, smoothing: float, penalty: FloatArray, centroid: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the covariances of the coefficients and of (gains, offsets), each with the other's.
+
+    The penalty is taken for a prior, so that what smoothing leaves out counts; it is not taken for
+    stronger than blurs that are no Gaussians warrant.
+    """
+    bands, size = len(system.designs), fit.coefficients.size
     total = size + 2 * bands
-    seen = np.stack([a @ coefficients for a in designs], axis=1)
-    residual = targets - gain * seen - offset
-    normal = np.zeros((total, total))
-    names = np.unique(labels)
-    scores = np.zeros((len(names), total))
-    for m in range(bands):
+    w, seen = system.weights, system.seen(fit.coefficients)
+    residual = system.targets - fit.gain * seen - fit.offset
+    names = np.unique(system.labels)
+    normal, scores = np.zeros((total, total)), np.zeros((len(names), total))
+    for m, design in enumerate(system.designs):
         rows = np.zeros((len(w), total))
-        rows[:, :size] = gain[m] * designs[m]
+        rows[:, :size] = fit.gain[m] * design
         rows[:, size + m] = seen[:, m]
         rows[:, size + bands + m] = 1
-        rows *= (np.sqrt(w) / noise[m])[:, None]
+        rows *= (np.sqrt(w) / fit.noise[m])[:, None]
         normal += rows.T @ rows
-        pull = rows * (residual[:, m] * np.sqrt(w) / noise[m])[:, None]
+        pull = rows * (residual[:, m] * np.sqrt(w) / fit.noise[m])[:, None]
         for number, name in enumerate(names):
-            scores[number] += pull[labels == name].sum(axis=0)
-    # what keeps sum and centroid does not move the constraints
+            scores[number] += pull[system.labels == name].sum(axis=0)
+    powers = np.linalg.eigvalsh(penalty)
+    room = float((1 / powers[powers > 1e-9 * powers[-1]]).sum())
+    loosest = room / (_USUAL_DEVIATION**2 * float(fit.coefficients @ fit.coefficients))
+    normal[:size, :size] += min(smoothing, loosest) * penalty
+    # only what keeps sum and centroid may vary
     fixed = np.concatenate([np.ones((1, size)), centroid])
-    directions = np.linalg.svd(fixed)[2][3:].T
-    basis = np.zeros((total, directions.shape[1] + 2 * bands))
-    basis[:size, : directions.shape[1]] = directions
-    basis[size:, directions.shape[1] :] = np.eye(2 * bands)
-    prior = np.zeros((total, total))
-    prior[:size, :size] = smoothing * penalty
-    inner = basis.T @ (normal + prior) @ basis
+    free = np.linalg.svd(fixed)[2][3:].T
+    basis = np.zeros((total, total - 3))
+    basis[:size, : size - 3] = free
+    basis[size:, size - 3 :] = np.eye(2 * bands)
+    inner = basis.T @ normal @ basis
     scale = 1 / np.sqrt(np.maximum(np.diag(inner), 1e-300))
     inverse = np.linalg.pinv(inner * np.outer(scale, scale), rcond=1e-12, hermitian=True)
     inverse *= np.outer(scale, scale)
-    # the penalty is a prior: its share of the uncertainty is the error that smoothing makes
     posterior = basis @ inverse @ basis.T
-    count = len(names)
-    solved = basis @ (inverse @ (basis.T @ scores.T))
-    clustered = (solved @ solved.T) * (count / max(1, count - 1))
-    ratio = np.diag(clustered)[size:] / np.maximum(np.diag(posterior)[size:], 1e-300)
-    inflation = max(1.0, float(np.median(ratio)))
-    matrix = tents.matrix()
-    side = (tents.count, tents.count)
-    spread = np.kron(matrix, matrix)  # (K K, J J)
-    variance = np.einsum("ij,jk,ik->i", spread, posterior[:size, :size], spread, optimize=True)
-    kernel = matrix @ coefficients.reshape(side) @ matrix.T
-    std = np.sqrt(np.maximum(variance, 0) * inflation).reshape(kernel.shape)
-    kept = np.zeros(pair.hsi_valid.shape)
-    kept[ok] = w
-    response = np.full((*pair.hsi_valid.shape, bands), np.nan)
-    response[ok] = seen
-    spread_y = (w @ (targets - (w @ targets) / w.sum()) ** 2) / w.sum()
-    return Kernel(
-        values=kernel / kernel.sum(), std=std, gain=gain, offset=offset,
-        covariance=posterior[size:, size:] * inflation, blocks=count, weights=kept, seen=response,
-        noise=noise, explained=1 - noise**2 / np.maximum(spread_y, 1e-300), smoothing=smoothing,
-        relative_error=float(np.sqrt((std**2).sum()) / np.sqrt((kernel**2).sum())),
-    )  # fmt: skip
+    moves = basis @ (inverse @ (basis.T @ scores.T))
+    clustered = (moves**2).sum(axis=1) * (len(names) / max(1, len(names) - 1))
+    # neighbours err together
+    ratio = clustered[size:] / np.maximum(np.diag(posterior)[size:], 1e-300)
+    posterior *= max(1.0, float(np.median(ratio)))
+    return posterior[:size, :size], posterior[size:, size:]

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
+from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.estimation.footprint import LEAST_SIGMA_PX, Blurring, respond
-from spectralift_cli.core.estimation.imagepair import LEAST_PIXELS, ImagePair, IntArray
+from spectralift_cli.core.estimation.imagepair import LEAST_PIXELS, ImagePair
 
-MAX_SHIFT_PX = 2.5
+_MAX_SHIFT_PX = 2.5
 _GRID_PX = 0.5
+_SEARCH_SIDE = 48
+_SEARCH_SIGMA = 0.45  # of the ratio
 _COMPONENTS = 15
 _HUBER = 2.0
 _STEPS = 40
@@ -33,6 +36,7 @@ class Joint:
             gains, offsets), clustered over blocks.
         blocks: how many clusters there were.
         weights: (h, w) of the LR pixels, 0 where they are left out.
+        seen: (h, w, M) what the LR pixels see of the MSI.
         noise: (M,) robust standard deviation of the residuals, in units of y.
         explained: (M,) share of y's variance that the model explains.
     """
@@ -43,33 +47,39 @@ class Joint:
     covariance: FloatArray
     blocks: int
     weights: FloatArray
+    seen: FloatArray
     noise: FloatArray
     explained: FloatArray
 
 
-def search_shift(pair: ImagePair, free: bool = True, max_shift_px: float = MAX_SHIFT_PX) -> Blurring:
-    """Return the shift and width at which the MSI's bands follow best from the LR-HSI.
+def search_shift(pair: ImagePair, free: bool = True) -> Blurring:
+    """Return the shift, to half an LR pixel, at which the MSI follows best from the LR-HSI.
 
-    Looks at whole and half LR pixels; needs no response: a band is predicted from the LR-HSI's
-    first 15 principal components.
+    Needs no response: a band is predicted from the LR-HSI's first 15 principal components. Looks up
+    to 2.5 LR pixels away, on the middle of the images.
+
+    Args:
+        pair: the images.
+        free: look for a shift at all.
+
+    Raises:
+        DataError: no position leaves enough LR pixels.
     """
-    scores = component_scores(pair)
-    steps = int(max_shift_px / _GRID_PX) if free else 0
-    grid = np.arange(-steps, steps + 1) * _GRID_PX
-    best, chosen = np.inf, Blurring((0.0, 0.0), _widths(pair, 0.45))
-    for width in (0.25, 0.45, 0.8):
-        for down in grid:
-            for across in grid:
-                trial = Blurring((float(down), float(across)), _widths(pair, width))
-                cost = _unexplained(pair, scores, trial)
-                if cost < best:
-                    best, chosen = cost, trial
-    return chosen
-
-
-def _widths(pair: ImagePair, share: float) -> tuple[float, float]:
+    pair = pair.central(_SEARCH_SIDE)
     down, across = pair.placement.scale
-    return share * down, share * across
+    sigma = _SEARCH_SIGMA * down, _SEARCH_SIGMA * across
+    steps = int(_MAX_SHIFT_PX / _GRID_PX) if free else 0
+    grid = [float(step) * _GRID_PX for step in range(-steps, steps + 1)]
+    scores = component_scores(pair)
+    trials = [Blurring((row, col), sigma) for row in grid for col in grid]
+    costs = [_unexplained(pair, scores, trial) for trial in trials]
+    if not np.isfinite(costs).any():
+        raise DataError(
+            f"fewer than {LEAST_PIXELS} LR pixels see nothing but valid HR pixels: the images are "
+            "too small, or their overlap is",
+            "give images that share more ground",
+        )
+    return trials[int(np.argmin(costs))]
 
 
 def component_scores(pair: ImagePair, count: int = _COMPONENTS) -> FloatArray:
@@ -242,35 +252,41 @@ def _joint(
     if not free_shift:
         parts[0][:] = parts[1][:] = 0
     size = 4 + 2 * bands
-    normal = np.zeros((size, size))
     labels = pair.blocks()[ok]
     names = np.unique(labels)
-    scores = np.zeros((len(names), size))
+    normals, scores = np.zeros((len(names), size, size)), np.zeros((len(names), size))
     for m in range(bands):
-        rows = np.zeros((len(z[ok]), size))
-        for index in range(4):
-            rows[:, index] = parts[index][:, m]
+        rows = np.zeros((len(w), size))
+        rows[:, :4] = np.stack([part[:, m] for part in parts], axis=1)
         rows[:, 4 + m] = z[ok][:, m]
         rows[:, 4 + bands + m] = 1
-        rows *= np.sqrt(w)[:, None] / noise[m]
-        normal += rows.T @ rows
+        rows *= (np.sqrt(w) / noise[m])[:, None]
         pull = rows * (residual[:, m] * np.sqrt(w) / noise[m])[:, None]
         for number, name in enumerate(names):
-            scores[number] += pull[labels == name].sum(axis=0)
-    covariance = sandwich(normal, scores)
+            mine = labels == name
+            normals[number] += rows[mine].T @ rows[mine]
+            scores[number] += pull[mine].sum(axis=0)
+    covariance = jackknife(normals, scores)
     kept = np.zeros(pair.hsi_valid.shape)
     kept[ok] = w
     total = (w @ (y[ok] - (w @ y[ok]) / w.sum()) ** 2) / w.sum()
     explained = 1 - noise**2 / np.maximum(total, 1e-300)
-    return Joint(blurring, slope, intercept, covariance, len(names), kept, noise, explained)
+    return Joint(blurring, slope, intercept, covariance, len(names), kept, z, noise, explained)
 
 
-def sandwich(normal: FloatArray, scores: FloatArray) -> FloatArray:
-    """Return the covariance of a least-squares solution from the scores of its clusters.
+def jackknife(normals: FloatArray, scores: FloatArray) -> FloatArray:
+    """Return the covariance of a least-squares solution from leaving out one block at a time.
 
-    H^-1 (sum over clusters of s s') H^-1, times G / (G - 1).
+    Args:
+        normals: (G, p, p) normal matrices of the blocks.
+        scores: (G, p) gradients of the blocks at the solution.
     """
-    inverse = np.linalg.pinv(normal, hermitian=True)
-    count = len(scores)
-    middle = scores.T @ scores * (count / max(1, count - 1))
-    return np.asarray(inverse @ middle @ inverse)
+    count = len(normals)
+    whole = normals.sum(axis=0)
+    scale = 1 / np.sqrt(np.maximum(np.diag(whole), 1e-300))
+    moves = np.stack([
+        scale * (np.linalg.pinv((whole - part) * np.outer(scale, scale), rcond=1e-12, hermitian=True)
+                 @ (scale * score))
+        for part, score in zip(normals, scores, strict=True)
+    ])  # fmt: skip
+    return np.asarray(moves.T @ moves * ((count - 1) / count))
