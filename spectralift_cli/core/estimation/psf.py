@@ -106,9 +106,7 @@ def tents_for(placement: Placement, sigma_px: tuple[float, float], size: int | N
     return Tents(max(1, int(np.ceil((reach + 1) / spacing)) - 1), spacing)
 
 
-def fit_kernel(
-    pair: ImagePair, y: FloatArray, joint: Joint, size: int | None = None
-) -> Kernel:
+def fit_kernel(pair: ImagePair, y: FloatArray, joint: Joint, size: int | None = None) -> Kernel:
     """Fit the effective kernel at the shift that is known.
 
     Args:
@@ -276,9 +274,11 @@ def _penalty(
     sides = []
     for axis in (0, 1):
         # the point sampling between HR pixels blurs by f (1 - f) itself
-        starts = placement.origin_px[axis] + placement.scale[axis] * (
-            np.arange(placement.lr_shape[axis]) + 0.5
-        ) - 0.5
+        starts = (
+            placement.origin_px[axis]
+            + placement.scale[axis] * (np.arange(placement.lr_shape[axis]) + 0.5)
+            - 0.5
+        )
         fraction = starts - np.floor(starts)
         between = float((fraction * (1 - fraction)).mean())
         sigma = np.sqrt(max(sigma_px[axis] ** 2 - between, 0.05))

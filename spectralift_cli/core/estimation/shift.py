@@ -120,9 +120,7 @@ def weighted_lines(
     return slope, y_mean - slope * z_mean
 
 
-def fit_joint(
-    pair: ImagePair, y: FloatArray, start: Blurring, free_shift: bool = True
-) -> Joint:
+def fit_joint(pair: ImagePair, y: FloatArray, start: Blurring, free_shift: bool = True) -> Joint:
     """Fit shift, widths, gains and offsets.
 
     Args:
@@ -152,7 +150,9 @@ def fit_joint(
             scale[scale <= 0] = 1.0
             moved = False
             for _ in range(8):
-                delta = np.linalg.solve(normal + np.diag(damping * scale + 1e-12 * scale.max()), -gradient)
+                delta = np.linalg.solve(
+                    normal + np.diag(damping * scale + 1e-12 * scale.max()), -gradient
+                )
                 trial = theta + np.clip(delta, -1.0, 1.0) * np.array([1, 1, 4, 4])
                 trial[2:] = np.maximum(trial[2:], LEAST_SIGMA_PX**2)
                 residual = _residuals(pair, y, trial, ok, weights, noise)
@@ -177,7 +177,11 @@ def _blurring(theta: FloatArray) -> Blurring:
 
 
 def _residuals(
-    pair: ImagePair, y: FloatArray, theta: FloatArray, ok: BoolArray, weights: FloatArray,
+    pair: ImagePair,
+    y: FloatArray,
+    theta: FloatArray,
+    ok: BoolArray,
+    weights: FloatArray,
     noise: FloatArray,
 ) -> FloatArray:
     """Return (n M,) weighted residuals after the best gains and offsets."""
@@ -188,8 +192,14 @@ def _residuals(
 
 
 def _jacobian(
-    pair: ImagePair, y: FloatArray, theta: FloatArray, ok: BoolArray, weights: FloatArray,
-    noise: FloatArray, steps: FloatArray, free_shift: bool,
+    pair: ImagePair,
+    y: FloatArray,
+    theta: FloatArray,
+    ok: BoolArray,
+    weights: FloatArray,
+    noise: FloatArray,
+    steps: FloatArray,
+    free_shift: bool,
 ) -> FloatArray:
     columns = []
     for index, step in enumerate(steps):

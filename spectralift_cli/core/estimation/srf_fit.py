@@ -10,6 +10,7 @@ small gains; it is taken out of their second moments.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,10 +123,23 @@ class _Moments:
     gram: FloatArray  # (B, B), less what the spectra's noise adds to it
     cross: FloatArray  # (B,)
     square: float
+    components: int
+
+    @functools.cached_property
+    def axes(self) -> tuple[FloatArray, FloatArray]:
+        """(p,) powers and (B, p) directions in which the spectra vary."""
+        powers, vectors = np.linalg.eigh(self.gram)
+        kept = powers > 1e-9 * powers[-1]
+        kept[: max(0, len(kept) - self.components)] = False
+        kept[-1] = True
+        return np.maximum(powers[kept], 1e-300), vectors[:, kept]
 
     def __sub__(self, other: _Moments) -> _Moments:
         return _Moments(
-            self.gram - other.gram, self.cross - other.cross, self.square - other.square
+            self.gram - other.gram,
+            self.cross - other.cross,
+            self.square - other.square,
+            self.components,
         )
 
     def cost(self, a: FloatArray) -> float:
@@ -157,24 +171,23 @@ def fit_response(
     dx, dz = x - x_mean, z - z_mean
     _, number = np.unique(labels[use], return_inverse=True)
     parts = [
-        _moments(dx, dz, np.where(number % _FOLDS == fold, w, 0), spectra.noise)
-        for fold in range(_FOLDS)
+        _moments(dx, dz, np.where(number % _FOLDS == fold, w, 0), spectra) for fold in range(_FOLDS)
     ]
-    whole = _moments(dx, dz, w, spectra.noise)
-    noise = _least_residual(whole, spectra.components, total)
+    whole = _moments(dx, dz, w, spectra)
+    noise = _least_residual(whole, total)
     bell, slopes, precision = _fit_bell(whole, noise, at)
     # the directions of the components err by the noise of the spectra that made them
     noise += float(((bell * spectra.noise_std) ** 2).sum())
     bell, slopes, precision = _fit_bell(whole, noise, at)
-    deviation = _choose(whole, parts, noise, bell, at, spectra.components)
-    a = _with_deviation(whole, noise, bell, _prior(bell, at, deviation), spectra.components)
+    deviation = _choose(whole, parts, noise, bell, at)
+    a = _with_deviation(whole, noise, bell, _prior(bell, at, deviation))
     size = float(a.sum())
     residual = dz - dx @ a
     noise = max(noise, float(w @ residual**2 / total))
     # errors of the bell's numbers, and of deviations that the data do not tell
     usual = _prior(bell, at, max(deviation, _USUAL_DEVIATION))
     covariance = slopes @ np.linalg.pinv(precision, hermitian=True) @ slopes.T
-    covariance += _posterior(whole, noise, usual, spectra.components)
+    covariance += _posterior(whole, noise, usual)
     response = a / size
     # d(a / sum a) = (I - response 1') da / sum a
     turn = (np.eye(bands) - np.outer(response, np.ones(bands))) / size
@@ -192,28 +205,18 @@ def fit_response(
     )  # fmt: skip
 
 
-def _moments(
-    dx: FloatArray, dz: FloatArray, weights: FloatArray, noise: FloatArray
-) -> _Moments:
+def _moments(dx: FloatArray, dz: FloatArray, weights: FloatArray, spectra: Spectra) -> _Moments:
     root = np.sqrt(weights)
     x, z = dx * root[:, None], dz * root
-    return _Moments(x.T @ x - weights.sum() * noise, x.T @ z, float(z @ z))
+    gram = x.T @ x - weights.sum() * spectra.noise
+    return _Moments(gram, x.T @ z, float(z @ z), spectra.components)
 
 
-def _axes(moments: _Moments, components: int) -> tuple[FloatArray, FloatArray]:
-    """Return (p,) powers and (B, p) directions in which the spectra vary."""
-    powers, vectors = np.linalg.eigh(moments.gram)
-    kept = powers > 1e-9 * powers[-1]
-    kept[: max(0, len(kept) - components)] = False
-    kept[-1] = True
-    return np.maximum(powers[kept], 1e-300), vectors[:, kept]
-
-
-def _least_residual(moments: _Moments, components: int, total: float) -> float:
+def _least_residual(moments: _Moments, total: float) -> float:
     """Return the variance of what no response at all explains, a floor for the noise."""
-    powers, axes = _axes(moments, components)
+    powers, axes = moments.axes
     left = moments.square - float(((axes.T @ moments.cross) ** 2 / powers).sum())
-    return max(left / max(total - components - 1, 1.0), 1e-8 * moments.square / total)
+    return max(left / max(total - moments.components - 1, 1.0), 1e-8 * moments.square / total)
 
 
 def _bells(at: FloatArray, centre: FloatArray, width: FloatArray, shape: FloatArray) -> FloatArray:
@@ -284,20 +287,16 @@ def _prior(bell: FloatArray, at: FloatArray, deviation: float) -> FloatArray:
     return np.asarray(np.outer(size, size) * near + np.diag((0.1 * size) ** 2))
 
 
-def _posterior(
-    moments: _Moments, noise: float, prior: FloatArray, components: int
-) -> FloatArray:
-    powers, axes = _axes(moments, components)
+def _posterior(moments: _Moments, noise: float, prior: FloatArray) -> FloatArray:
+    powers, axes = moments.axes
     seen = axes.T @ prior
     middle = seen @ axes + np.diag(noise / powers)
     return np.asarray(prior - seen.T @ np.linalg.solve(middle, seen))
 
 
-def _mean(
-    moments: _Moments, noise: float, bell: FloatArray, prior: FloatArray, components: int
-) -> FloatArray:
+def _mean(moments: _Moments, noise: float, bell: FloatArray, prior: FloatArray) -> FloatArray:
     """Return the most likely response where weights may be negative."""
-    powers, axes = _axes(moments, components)
+    powers, axes = moments.axes
     seen = axes.T @ prior
     wanted = axes.T @ moments.cross / powers - axes.T @ bell
     middle = seen @ axes + np.diag(noise / powers)
@@ -305,27 +304,26 @@ def _mean(
 
 
 def _choose(
-    whole: _Moments, parts: list[_Moments], noise: float, bell: FloatArray, at: FloatArray,
-    components: int,
-) -> float:  # fmt: skip
+    whole: _Moments, parts: list[_Moments], noise: float, bell: FloatArray, at: FloatArray
+) -> float:
     """Return the size of deviations from the bell that predicts held-out blocks best."""
     costs = [0.0] * len(_DEVIATIONS)
+    priors = [_prior(bell, at, deviation) for deviation in _DEVIATIONS]
     for part in parts:
         rest = whole - part
-        for number, deviation in enumerate(_DEVIATIONS):
-            prior = _prior(bell, at, deviation)
-            costs[number] += part.cost(_mean(rest, noise, bell, prior, components))
+        for number, prior in enumerate(priors):
+            costs[number] += part.cost(_mean(rest, noise, bell, prior))
     return _DEVIATIONS[int(np.argmin(costs))]
 
 
 def _with_deviation(
-    moments: _Moments, noise: float, bell: FloatArray, prior: FloatArray, components: int
+    moments: _Moments, noise: float, bell: FloatArray, prior: FloatArray
 ) -> FloatArray:
     """Return the most likely response without negative weights."""
-    a = _mean(moments, noise, bell, prior, components)
+    a = _mean(moments, noise, bell, prior)
     if a.min() >= 0:
         return a
-    powers, axes = _axes(moments, components)
+    powers, axes = moments.axes
     root = np.linalg.cholesky(prior)
     rows = axes.T * np.sqrt(powers / noise)[:, None]
     wanted = axes.T @ moments.cross / np.sqrt(powers * noise)
