@@ -17,7 +17,18 @@ import typer
 from typer.core import TyperGroup
 
 from spectralift_cli import __version__
-from spectralift_cli.commands import convert, infer, info, metrics, run, sample, synth, train
+from spectralift_cli.commands import (
+    convert,
+    infer,
+    info,
+    metrics,
+    quicklook,
+    run,
+    sample,
+    srf,
+    synth,
+    train,
+)
 from spectralift_cli.core.errors import SpectraliftError
 
 # Typer carries its own copy of Click and exports only this leaf of its usage errors
@@ -115,9 +126,10 @@ app = typer.Typer(
 
 for _command in (
     sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer, metrics.metrics,
-    run.run,
+    quicklook.quicklook, run.run,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(srf.app)
 
 
 def _print_version(value: bool) -> None:

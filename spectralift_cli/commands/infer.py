@@ -70,13 +70,14 @@ def infer(
     creation = options.parse_creation_options(co)
 
     from spectralift_cli.core import stages
+    from spectralift_cli.core.placement import placement_json
 
     reading = stages.Reading(var, axis_order, None, memory_bytes)
     stored = stages.Storage(dtype, scale, offset, nodata, creation)
     if dry_run:
         plan = stages.plan_infer(
             model, image, stored=stored, batch_size=inference_batch_size, reading=reading,
-            execution=stages.Execution(device, threads),
+            execution=stages.Execution(device, threads), drop_bad_bands=config.drop_bad_bands,
         )  # fmt: skip
         shape = "x".join(map(str, plan.meta.shape))
         rows = [
@@ -85,10 +86,13 @@ def infer(
             ("at a time", f"{plan.batch_size:,} pixels on {plan.workers} threads"),
             ("memory", f"{plan.memory_bytes / 1e6:,.0f} MB besides PyTorch itself"),
         ]
+        if plan.placement is not None:
+            rows.append(("placement", str(plan.placement)))
         data = {
             "shape": list(plan.meta.shape), "dtype": plan.meta.dtype.name,
             "size_bytes": plan.meta.nbytes, "batch_size": plan.batch_size,
             "workers": plan.workers, "memory_bytes": plan.memory_bytes, "device": plan.device,
+            "placement": placement_json(plan.placement),
         }  # fmt: skip
         return Result(data={"plan": data}, table=table(rows))
     with console.progress(f"infer {image.name}") as progress:
@@ -98,6 +102,16 @@ def infer(
             overwrite=overwrite,
         )  # fmt: skip
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
+    place = placement_json(result.placement)
+    if result.placement is not None and place is not None:
+        console.say(str(result.placement))
+        covered = place["hr_pixels_covered"]
+        if covered != result.pixels:
+            console.say(f"the LR-HSI covers {covered:,} of {result.pixels:,} pixels")
     return Result(
-        outputs=result.files, data={"counts": {name: getattr(result, name) for name in counts}}
+        outputs=result.files,
+        data={
+            "counts": {name: getattr(result, name) for name in counts},
+            "placement": place,
+        },
     )
