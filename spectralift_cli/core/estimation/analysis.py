@@ -78,7 +78,9 @@ def analyse(
     progress(3, _STEPS)
     y = pair.hsi @ response.T
     kernel = fit_kernel(pair, y, joint, psf_size) if "psf" in parts else None
-    seen = _Seen(joint.seen, joint.weights) if kernel is None else _Seen(kernel.seen, kernel.weights)
+    seen = (
+        _Seen(joint.seen, joint.weights) if kernel is None else _Seen(kernel.seen, kernel.weights)
+    )
     if fitted is not None:
         fitted = _responses(pair, seen)
     progress(4, _STEPS)
@@ -171,7 +173,7 @@ def _judge_gain(pair: ImagePair, seen: _Seen, response: FloatArray) -> Verdict:
         return np.asarray(gain * z + offset - y)
 
     return compare(
-        "the gain and offset", held_out_errors(lambda kept: z - y, labels),
+        "gain and offset", held_out_errors(lambda kept: z - y, labels),
         held_out_errors(fitted, labels), w, labels,
     )  # fmt: skip
 
@@ -245,7 +247,7 @@ def _psf(kernel: Kernel, words: str, agree: bool) -> Psf:
     half = len(kernel.values) // 2
     at = np.arange(-half, half + 1, dtype=np.float64)
     widths = [float(np.sqrt(kernel.values.sum(axis=1 - axis) @ at**2)) for axis in (0, 1)]
-    why = "the PSF is used wherever one is asked for" if agree else _DISAGREE
+    why = "the PSF: used wherever one is asked for" if agree else _DISAGREE
     return Psf(
         kernel=kernel.values, std=kernel.std, width_px=np.array(widths),
         relative_error=kernel.relative_error, used=agree, why=why,

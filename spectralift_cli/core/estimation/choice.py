@@ -54,7 +54,7 @@ def compare(
     """Decide between errors without and with a part.
 
     Args:
-        name: of the part, for the words.
+        name: of the part, for the words: "the shift".
         without: (n, M) errors in the same units for both.
         with_it: (n, M).
         weights: (n,) of the pixels.
@@ -70,14 +70,15 @@ def compare(
         for n in names
     ])  # fmt: skip
     gain = float(gains.sum())
-    spread = float(np.sqrt(((gains - shares * gain) ** 2).sum() * len(names) / max(1, len(names) - 1)))
+    spread = float(
+        np.sqrt(((gains - shares * gain) ** 2).sum() * len(names) / max(1, len(names) - 1))
+    )
     root_before = float(np.sqrt(weights @ before.mean(axis=1) / weights.sum()))
     root_after = float(np.sqrt(weights @ after.mean(axis=1) / weights.sum()))
     change = 100 * (root_after / root_before - 1)
     used = gain > _SIGNIFICANT * spread and -change > 100 * _LEAST_GAIN
     numbers = (
-        f"the error on held-out LR pixels changes by {change:+.1f} % (mean square "
+        f"with it the error on held-out LR pixels changes by {change:+.1f} % (mean square "
         f"{-100 * gain:+.1f} +- {100 * spread:.1f} %)"
     )
-    verb = "is used" if used else "is not used"
-    return Verdict(used, f"{name} {verb}: with it {numbers}")
+    return Verdict(used, f"{name}: {'used' if used else 'not used'}, {numbers}")

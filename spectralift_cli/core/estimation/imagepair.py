@@ -116,15 +116,15 @@ def read_pair(
         side -= 4
     lr, hr = central_windows(placement, side)
     sharp = _read(hr_msi, *hr)
-    holes = np.isnan(sharp).any(axis=2)
+    holes: BoolArray = np.asarray(np.isnan(sharp).any(axis=2))
     if holes.all():
         raise DataError(f"{hr_msi.path}: has no valid pixel under the LR-HSI", "check its nodata")
     spectra = _read(lr_hsi, *lr)
     bad = lr_hsi.meta.bad_bands
-    finite = np.isfinite(spectra).any(axis=(0, 1))
-    used: BoolArray = finite if bad is None else finite & ~bad
+    finite: BoolArray = np.asarray(np.isfinite(spectra).any(axis=(0, 1)))
+    used: BoolArray = np.asarray(finite if bad is None else finite & ~bad)
     spectra = spectra[:, :, used]
-    valid = np.isfinite(spectra).all(axis=2) & used.any()
+    valid: BoolArray = np.asarray(np.isfinite(spectra).all(axis=2) & used.any())
     if valid.sum() < LEAST_PIXELS:
         raise DataError(
             f"{lr_hsi.path}: {int(valid.sum())} LR pixels are valid where the images overlap, "

@@ -254,7 +254,7 @@ def _fit_bell(
     def loss(theta: FloatArray) -> float:
         bell = one(theta)
         explained = top_of(bell) * float(moments.cross @ bell) / noise
-        return -explained + ((theta[2] - np.log(2)) / _SHAPE_STD) ** 2
+        return float(-explained + ((theta[2] - np.log(2)) / _SHAPE_STD) ** 2)
 
     first = np.array([start[0], np.log(start[1]), np.log(start[2])])
     simplex = first + np.array([[0, 0, 0], [spacing, 0, 0], [0, 0.3, 0], [0, 0, 0.2]])
