@@ -36,9 +36,7 @@ _API = {
     **dict.fromkeys(("Checkpoint", "load_checkpoint"), "spectralift_cli.core.checkpoint"),
     **dict.fromkeys(("SpectraliftError", "SpectraliftWarning"), "spectralift_cli.core.errors"),
     "ResponseChoice": "spectralift_cli.core.pairs",
-    **dict.fromkeys(
-        ("estimate", "EstimateInputs"), "spectralift_cli.core.estimation.estimate"
-    ),
+    **dict.fromkeys(("estimate", "EstimateInputs"), "spectralift_cli.core.estimation.estimate"),
     **dict.fromkeys(("Estimate", "read_estimate"), "spectralift_cli.core.estimation.result"),
     "write_sample": "spectralift_cli.core.samples",
     "convert": "spectralift_cli.core.convert",

@@ -48,7 +48,7 @@ def estimate(
     ] = None,
     no_shift: Annotated[bool, typer.Option("--no-shift", help="Take the shift for 0.")] = False,
     no_psf: Annotated[
-        bool, typer.Option("--no-psf", help="Fit a Gaussian blur and do not report it.")
+        bool, typer.Option("--no-psf", help="Do not report the PSF.")
     ] = False,
     no_gain: Annotated[
         bool, typer.Option("--no-gain", help="Do not report gain and offset.")

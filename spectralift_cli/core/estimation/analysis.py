@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
 from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.estimation.choice import Verdict, compare, held_out_errors
-from spectralift_cli.core.estimation.footprint import Blurring, respond
+from spectralift_cli.core.estimation.footprint import Blurring, respond, seen_through
 from spectralift_cli.core.estimation.imagepair import ImagePair
 from spectralift_cli.core.estimation.parts import Findings, Gain, Psf, Response, Shift
 from spectralift_cli.core.estimation.psf import Kernel, fit_kernel
@@ -43,8 +43,9 @@ def analyse(
 ) -> Findings:
     """Estimate some parts from an image pair.
 
-    A part that is not asked for keeps its nominal value while the others are fitted: no shift, the
-    nominal response; a Gaussian blur in place of the kernel. Gain and offset are always fitted.
+    Without `shift` the images are taken to lie where their placement says, without `srf` the
+    nominal response is taken for true. Kernel, gain and offset are always fitted, since the others
+    depend on them, but only reported where they are asked for.
 
     Args:
         pair: the images.
@@ -77,40 +78,40 @@ def analyse(
             joint = fit_joint(pair, pair.hsi @ response.T, joint.blurring, free)
     progress(3, _STEPS)
     y = pair.hsi @ response.T
-    kernel = fit_kernel(pair, y, joint, psf_size) if "psf" in parts else None
-    seen = (
-        _Seen(joint.seen, joint.weights) if kernel is None else _Seen(kernel.seen, kernel.weights)
-    )
+    # also where it is not asked for: a wrong blur makes wrong gains
+    kernel = fit_kernel(pair, y, joint, psf_size)
+    seen = _Seen(kernel.seen, kernel.weights)
     if fitted is not None:
         fitted = _responses(pair, seen)
     progress(4, _STEPS)
-    explained = joint.explained if kernel is None else kernel.explained
-    words = _words(explained)
-    agree = float(np.median(explained)) >= _POOR
+    words = _words(kernel.explained)
+    middle = float(np.median(kernel.explained))
+    agree = middle >= _POOR
     if not agree:
         warnings.warn(
-            f"the blurred MSI explains {100 * float(np.median(explained)):.0f} % of the variance of "
-            "the LR-HSI seen through the response (median of the bands): nothing is used",
+            f"the blurred MSI explains {100 * middle:.0f} % of the variance of the LR-HSI seen "
+            f"through the response (median of the bands), less than {100 * _POOR:.0f} %: nothing of "
+            "the estimate is used",
             SpectraliftWarning,
             stacklevel=2,
         )
-    factor = float(stdtrit(max(1, _blocks(pair, joint.weights) - 1), 0.975))
+    blocks = _blocks(pair, kernel.weights)
+    factor = float(stdtrit(max(1, blocks - 1), 0.975))
     gain = None
     if "gain" in parts:
-        lines = fitted if fitted is not None and verdict.used else None
-        judged = _judge_gain(pair, seen, response)
-        gain = _gain(kernel or joint, lines, factor, judged, words, agree)
+        lines = fitted if verdict.used else None
+        gain = _gain(kernel, lines, factor, _judge_gain(pair, seen, response), words, agree)
     progress(5, _STEPS)
     shift = _shift(pair, y, joint, factor, words, agree) if free else None
     progress(_STEPS, _STEPS)
     return Findings(
         shift=shift,
-        psf=None if kernel is None else _psf(kernel, words, agree),
+        psf=_psf(kernel, words, agree) if "psf" in parts else None,
         gain=gain,
         srf=None if fitted is None else _srf(fitted, verdict, agree),
-        explained=explained,
-        lr_pixels=int((seen.weights > 0).sum()),
-        blocks=_blocks(pair, seen.weights),
+        explained=kernel.explained,
+        lr_pixels=int((kernel.weights > 0).sum()),
+        blocks=blocks,
     )
 
 
@@ -196,7 +197,7 @@ def _shift(
             mask[use] = kept
             start = joint.blurring if moved else Blurring((0.0, 0.0), joint.blurring.sigma_px)
             fitted = fit_joint(pair.only(mask), y, start, moved)
-            z, _ = respond(pair, fitted.blurring)
+            z = seen_through(pair, fitted.blurring)
             return np.asarray(fitted.gain * z[use] + fitted.offset - y[use])
 
         return of
@@ -216,7 +217,7 @@ def _shift(
 
 
 def _gain(
-    fit: Kernel | Joint, lines: list[BandResponse] | None, factor: float, verdict: Verdict,
+    fit: Kernel, lines: list[BandResponse] | None, factor: float, verdict: Verdict,
     words: str, agree: bool,
 ) -> Gain:  # fmt: skip
     bands = fit.gain.size

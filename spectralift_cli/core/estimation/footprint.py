@@ -6,6 +6,7 @@ found by least squares before the kernel itself is.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,8 @@ def footprint_integral(t: FloatArray, scale: float, sigma_px: float) -> FloatArr
     return np.asarray(sigma_px / scale * (ramp(upper) - ramp(lower)))
 
 
+# derivatives move along one axis at a time
+@functools.lru_cache(maxsize=16)
 def axis_weights(
     placement: Placement, axis: int, shift_px: float, sigma_px: float
 ) -> sparse.csr_array:
@@ -70,15 +73,26 @@ def axis_weights(
     return sparse.csr_array((shares[kept], (rows[kept], pixels[kept])), shape=(count, size))
 
 
-def respond(pair: ImagePair, blurring: Blurring) -> tuple[FloatArray, BoolArray]:
-    """Return (h, w, M) what the LR pixels see of the MSI, and (h, w) where all of it is there."""
-    rows, cols = (
-        axis_weights(pair.placement, axis, blurring.shift_px[axis], blurring.sigma_px[axis])
-        for axis in (0, 1)
-    )
-    share = rows @ (cols @ pair.msi_valid.T.astype(np.float64)).T
-    inside = np.outer(rows.sum(axis=1), cols.sum(axis=1))
+def seen_through(pair: ImagePair, blurring: Blurring) -> FloatArray:
+    """Return (h, w, M) the means of the MSI over what the LR pixels see of it."""
+    rows, cols = (_weights(pair, axis, blurring) for axis in (0, 1))
+    whole = np.outer(rows.sum(axis=1), cols.sum(axis=1))
     across = [rows @ (cols @ pair.msi[:, :, m].T).T for m in range(pair.msi_bands)]
-    seen: FloatArray = np.stack(across, axis=2)
-    ok: BoolArray = (share >= LEAST_SHARE) & (inside >= 1 - 1e-3)
-    return seen / np.maximum(inside, 1e-12)[:, :, None], ok & pair.hsi_valid
+    return np.stack(across, axis=2) / np.maximum(whole, 1e-12)[:, :, None]
+
+
+def whole_pixels(pair: ImagePair, blurring: Blurring) -> BoolArray:
+    """Return (h, w) which valid LR pixels see valid HR pixels (nearly) alone."""
+    rows, cols = (_weights(pair, axis, blurring) for axis in (0, 1))
+    share = rows @ (cols @ pair.msi_valid.T.astype(np.float64)).T
+    whole: BoolArray = (share >= LEAST_SHARE) & pair.hsi_valid
+    return whole
+
+
+def respond(pair: ImagePair, blurring: Blurring) -> tuple[FloatArray, BoolArray]:
+    """Return `seen_through` and `whole_pixels`."""
+    return seen_through(pair, blurring), whole_pixels(pair, blurring)
+
+
+def _weights(pair: ImagePair, axis: int, blurring: Blurring) -> sparse.csr_array:
+    return axis_weights(pair.placement, axis, blurring.shift_px[axis], blurring.sigma_px[axis])

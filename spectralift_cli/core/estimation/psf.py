@@ -122,8 +122,8 @@ def fit_kernel(pair: ImagePair, y: FloatArray, joint: Joint, size: int | None = 
     if ok.sum() < LEAST_PIXELS:
         raise DataError(
             f"{int(ok.sum())} LR pixels see {2 * tents.reach + 1} valid HR pixels a side, "
-            f"{LEAST_PIXELS} are needed to estimate a PSF",
-            "give larger images, or leave the PSF out with --no-psf",
+            f"{LEAST_PIXELS} are needed to estimate how they blur",
+            "give images that share more ground, or a smaller --psf-size",
         )
     w = joint.weights[ok] + 1e-6  # pixels at the edge that the joint fit had to leave out
     system = _System([a[ok].reshape(len(w), -1) for a in samples], y[ok], w, pair.blocks()[ok])
@@ -308,7 +308,7 @@ def _choose(normals: FloatArray, rights: FloatArray, penalty: FloatArray) -> flo
             k = _solve(normal - held, right - pull, factor * unit * penalty)
             cost += float(k @ held @ k - 2 * pull @ k)
         costs.append(cost)
-    return _LAMBDAS[int(np.argmin(costs))] * unit
+    return float(_LAMBDAS[int(np.argmin(costs))] * unit)
 
 
 def _solve(normal: FloatArray, right: FloatArray, penalty: FloatArray) -> FloatArray:

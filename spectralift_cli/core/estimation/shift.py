@@ -12,7 +12,13 @@ import numpy as np
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.estimation.footprint import LEAST_SIGMA_PX, Blurring, respond
+from spectralift_cli.core.estimation.footprint import (
+    LEAST_SIGMA_PX,
+    Blurring,
+    respond,
+    seen_through,
+    whole_pixels,
+)
 from spectralift_cli.core.estimation.imagepair import LEAST_PIXELS, ImagePair
 
 _MAX_SHIFT_PX = 2.5
@@ -21,7 +27,13 @@ _SEARCH_SIDE = 48
 _SEARCH_SIGMA = 0.45  # of the ratio
 _COMPONENTS = 15
 _HUBER = 2.0
+_ROUNDS = 3  # of weights
 _STEPS = 40
+_TRIES = 8
+_CONVERGED = 1e-7  # of the cost
+_SHIFT_STEP = 1e-3
+_WIDEST = 1.5  # sigma of the blur, of the ratio
+_LONGEST_STEP = np.array([1.0, 1.0, 4.0, 4.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +86,17 @@ def search_shift(pair: ImagePair, free: bool = True) -> Blurring:
     trials = [Blurring((row, col), sigma) for row in grid for col in grid]
     costs = [_unexplained(pair, scores, trial) for trial in trials]
     if not np.isfinite(costs).any():
-        raise DataError(
-            f"fewer than {LEAST_PIXELS} LR pixels see nothing but valid HR pixels: the images are "
-            "too small, or their overlap is",
-            "give images that share more ground",
-        )
+        raise too_small()
     return trials[int(np.argmin(costs))]
+
+
+def too_small() -> DataError:
+    """Return the error of images that leave too few LR pixels."""
+    return DataError(
+        f"fewer than {LEAST_PIXELS} LR pixels see nothing but valid HR pixels: the images are too "
+        "small, or their overlap is",
+        "give images that share more ground",
+    )
 
 
 def component_scores(pair: ImagePair, count: int = _COMPONENTS) -> FloatArray:
@@ -121,114 +138,118 @@ def weighted_lines(
 
 
 def fit_joint(pair: ImagePair, y: FloatArray, start: Blurring, free_shift: bool = True) -> Joint:
-    """Fit shift, widths, gains and offsets.
+    """Fit shift, widths, gains and offsets: Levenberg-Marquardt, with Huber weights of the pixels.
 
     Args:
         pair: the images.
         y: (h, w, M) the LR-HSI seen through the response.
         start: from `search_shift`.
         free_shift: fit the shift, else keep it.
+
+    Raises:
+        DataError: too few LR pixels see nothing but valid HR pixels.
     """
-    theta = np.array([*start.shift_px, *np.square(start.sigma_px)])
-    steps = np.array([1e-3, 1e-3, 0, 0])
+    best = theta = np.array([*start.shift_px, *np.square(start.sigma_px)])
     weights: FloatArray = np.ones(pair.hsi_valid.shape)
-    damping = 1e-3
-    cost = np.inf
-    for round_ in range(3):
-        # the weights change between the rounds, the mask with them
+    for round_ in range(_ROUNDS):
         z, ok = respond(pair, _blurring(theta))
+        if ok.sum() < LEAST_PIXELS:
+            break  # ran out of the image: where it was before is as good as this gets
+        best = theta
         if round_:
             weights = _huber(z, y, ok, weights)
         noise = _noise(z, y, ok, weights)
-        current = _residuals(pair, y, theta, ok, weights, noise)
-        cost = float((current**2).sum())
-        for _ in range(_STEPS):
-            steps[2:] = 1e-3 * pair.placement.scale[0] * 2
-            jacobian = _jacobian(pair, y, theta, ok, weights, noise, steps, free_shift)
-            normal, gradient = jacobian.T @ jacobian, jacobian.T @ current
-            scale = np.diag(normal).copy()
-            scale[scale <= 0] = 1.0
-            moved = False
-            for _ in range(8):
-                delta = np.linalg.solve(
-                    normal + np.diag(damping * scale + 1e-12 * scale.max()), -gradient
-                )
-                trial = theta + np.clip(delta, -1.0, 1.0) * np.array([1, 1, 4, 4])
-                trial[2:] = np.maximum(trial[2:], LEAST_SIGMA_PX**2)
-                residual = _residuals(pair, y, trial, ok, weights, noise)
-                new = float((residual**2).sum())
-                if new < cost:
-                    moved = True
-                    break
-                damping *= 5
-            if not moved:
-                break
-            damping = max(damping / 5, 1e-9)
-            small = (cost - new) < 1e-9 * cost
-            theta, cost, current = trial, new, residual
-            if small:
-                break
-    return _joint(pair, y, theta, weights, free_shift)
+        theta = _minimise(_Residuals(pair, y, ok, weights, noise), theta, free_shift)
+    else:
+        if whole_pixels(pair, _blurring(theta)).sum() >= LEAST_PIXELS:
+            best = theta
+    return _joint(pair, y, _blurring(best), weights, free_shift)
 
 
 def _blurring(theta: FloatArray) -> Blurring:
+    """Return the blurring of (shift rows, shift cols, sigma^2 rows, sigma^2 cols)."""
     sigma = np.sqrt(np.maximum(theta[2:], LEAST_SIGMA_PX**2))
     return Blurring((float(theta[0]), float(theta[1])), (float(sigma[0]), float(sigma[1])))
 
 
-def _residuals(
-    pair: ImagePair,
-    y: FloatArray,
-    theta: FloatArray,
-    ok: BoolArray,
-    weights: FloatArray,
-    noise: FloatArray,
-) -> FloatArray:
-    """Return (n M,) weighted residuals after the best gains and offsets."""
-    z, _ = respond(pair, _blurring(theta))
-    w = weights[ok]
-    slope, intercept = weighted_lines(z[ok], y[ok], w)
-    return np.ravel((y[ok] - slope * z[ok] - intercept) * np.sqrt(w)[:, None] / noise)
+@dataclass(frozen=True, eq=False)
+class _Residuals:
+    """Weighted residuals as a function of shift and squared widths, gains and offsets at their best."""
+
+    pair: ImagePair
+    y: FloatArray
+    ok: BoolArray
+    weights: FloatArray
+    noise: FloatArray
+
+    def __call__(self, theta: FloatArray) -> FloatArray:
+        """Return (n M,)."""
+        z = seen_through(self.pair, _blurring(theta))
+        w, y = self.weights[self.ok], self.y[self.ok]
+        slope, intercept = weighted_lines(z[self.ok], y, w)
+        return np.ravel((y - slope * z[self.ok] - intercept) * np.sqrt(w)[:, None] / self.noise)
+
+    @property
+    def widest_px(self) -> float:
+        """Widest blur that is looked for, in HR pixels."""
+        return _WIDEST * max(self.pair.placement.scale)
+
+    def jacobian(self, theta: FloatArray, free_shift: bool) -> FloatArray:
+        """Return (n M, 4) by central differences."""
+        width = 2e-3 * self.pair.placement.scale[0]
+        columns = []
+        for index, step in enumerate((_SHIFT_STEP, _SHIFT_STEP, width, width)):
+            if index < 2 and not free_shift:
+                columns.append(np.zeros(int(self.ok.sum()) * self.pair.msi_bands))
+                continue
+            up, down = theta.copy(), theta.copy()
+            up[index] += step
+            down[index] -= step
+            columns.append((self(up) - self(down)) / (2 * step))
+        return np.stack(columns, axis=1)
 
 
-def _jacobian(
-    pair: ImagePair,
-    y: FloatArray,
-    theta: FloatArray,
-    ok: BoolArray,
-    weights: FloatArray,
-    noise: FloatArray,
-    steps: FloatArray,
-    free_shift: bool,
-) -> FloatArray:
-    columns = []
-    for index, step in enumerate(steps):
-        if index < 2 and not free_shift:
-            columns.append(np.zeros(int(ok.sum()) * pair.msi_bands))
-            continue
-        up, down = theta.copy(), theta.copy()
-        up[index] += step
-        down[index] -= step
-        high = _residuals(pair, y, up, ok, weights, noise)
-        low = _residuals(pair, y, down, ok, weights, noise)
-        columns.append((high - low) / (2 * step))
-    return np.stack(columns, axis=1)
+def _minimise(residuals: _Residuals, theta: FloatArray, free_shift: bool) -> FloatArray:
+    current = residuals(theta)
+    cost = float(current @ current)
+    damping = 1e-3
+    for _ in range(_STEPS):
+        jacobian = residuals.jacobian(theta, free_shift)
+        normal, gradient = jacobian.T @ jacobian, jacobian.T @ current
+        scale = np.diag(normal).copy()
+        scale[scale <= 0] = max(float(scale.max()), 1.0)
+        for _ in range(_TRIES):
+            step = np.linalg.solve(normal + np.diag((damping + 1e-12) * scale), -gradient)
+            trial = theta + np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+            trial[2:] = np.clip(trial[2:], LEAST_SIGMA_PX**2, residuals.widest_px**2)
+            moved = residuals(trial)
+            lower = float(moved @ moved)
+            if lower < cost:
+                break
+            damping *= 5
+        else:
+            return theta
+        gain, theta, current, cost = cost - lower, trial, moved, lower
+        damping = max(damping / 5, 1e-9)
+        if gain < _CONVERGED * cost:
+            break
+    return theta
 
 
 def _noise(z: FloatArray, y: FloatArray, ok: BoolArray, weights: FloatArray) -> FloatArray:
+    """Return (M,) standard deviations of the residuals, never 0."""
     w = weights[ok]
     slope, intercept = weighted_lines(z[ok], y[ok], w)
     residual = y[ok] - slope * z[ok] - intercept
     spread = np.sqrt((w @ residual**2) / np.maximum(w.sum(), 1e-300))
-    floor = 1e-9 * np.abs(y[ok]).max(axis=0) + 1e-300
-    return np.maximum(spread, floor)
+    return np.asarray(np.maximum(spread, 1e-9 * np.abs(y[ok]).max(axis=0) + 1e-300))
 
 
 def _huber(z: FloatArray, y: FloatArray, ok: BoolArray, weights: FloatArray) -> FloatArray:
     """Return (h, w) weights that take LR pixels whose residuals stand out for less."""
     slope, intercept = weighted_lines(z[ok], y[ok], weights[ok])
     residual = y[ok] - slope * z[ok] - intercept
-    spread = 1.4826 * np.median(np.abs(residual), axis=0)
+    spread = 1.4826 * np.median(np.abs(residual), axis=0)  # the std of a Gaussian
     spread = np.maximum(spread, 1e-9 * np.abs(y[ok]).max(axis=0) + 1e-300)
     size = np.sqrt(((residual / spread) ** 2).mean(axis=1))
     made = np.ones(weights.shape)
@@ -237,10 +258,12 @@ def _huber(z: FloatArray, y: FloatArray, ok: BoolArray, weights: FloatArray) -> 
 
 
 def _joint(
-    pair: ImagePair, y: FloatArray, theta: FloatArray, weights: FloatArray, free_shift: bool
+    pair: ImagePair, y: FloatArray, blurring: Blurring, weights: FloatArray, free_shift: bool
 ) -> Joint:
-    blurring = _blurring(theta)
+    """Return the fit with its uncertainties."""
     z, ok = respond(pair, blurring)
+    if ok.sum() < LEAST_PIXELS:
+        raise too_small()
     w = weights[ok]
     slope, intercept = weighted_lines(z[ok], y[ok], w)
     noise = _noise(z, y, ok, weights)
@@ -257,7 +280,7 @@ def _joint(
             values = base.copy()
             values[index] += sign * step
             trial = Blurring(tuple(values[:2]), tuple(values[2:]))
-            moved.append(respond(pair, trial)[0][ok])
+            moved.append(seen_through(pair, trial)[ok])
         parts.append((moved[0] - moved[1]) / (2 * step) * slope)
     if not free_shift:
         parts[0][:] = parts[1][:] = 0

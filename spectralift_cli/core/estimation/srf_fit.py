@@ -55,25 +55,23 @@ class Response:
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """The LR-HSI's spectra less most of their noise.
+    """The LR-HSI's spectra less most of their noise: mean + scores @ loadings.T.
 
     Args:
-        clean: (n, B) projected onto the components above the noise, about `mean`.
+        scores: (n, p) of the components above the noise; each holds noise of variance 1.
+        loadings: (B, p).
         mean: (B,).
-        noise: (B, B) covariance of the noise left in `clean`.
         noise_std: (B,) of the spectra as they were.
-        components: how many were kept.
     """
 
-    clean: FloatArray
+    scores: FloatArray
+    loadings: FloatArray
     mean: FloatArray
-    noise: FloatArray
     noise_std: FloatArray
-    components: int
 
 
 def clean_spectra(values: FloatArray) -> Spectra:
-    """Project (n, B) spectra onto their components above the noise.
+    """Return (n, B) spectra as their components above the noise.
 
     Over the noise of each band, the noise's eigenvalues end at (sqrt n + sqrt B)^2 (Marchenko and
     Pastur 1967).
@@ -86,9 +84,7 @@ def clean_spectra(values: FloatArray) -> Spectra:
     above = powers > _ABOVE_NOISE * edge
     above[-1] = True
     kept = vectors[:, above]
-    projector = kept @ kept.T
-    noise = projector * np.outer(noise_std, noise_std)
-    return Spectra(whitened @ projector * noise_std, mean, noise, noise_std, int(above.sum()))
+    return Spectra(whitened @ kept, kept * noise_std[:, None], mean, noise_std)
 
 
 def band_noise(values: FloatArray) -> FloatArray:
@@ -118,32 +114,33 @@ def band_noise(values: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Second moments of spectra and a band about their means, over some pixels."""
+    """Second moments of scores and a band about their means, over some pixels.
 
-    gram: FloatArray  # (B, B), less what the spectra's noise adds to it
-    cross: FloatArray  # (B,)
+    A response a explains the band by its components loadings.T @ a.
+    """
+
+    gram: FloatArray  # (p, p), less what the scores' noise adds to it
+    cross: FloatArray  # (p,)
     square: float
-    components: int
-
-    @functools.cached_property
-    def axes(self) -> tuple[FloatArray, FloatArray]:
-        """(p,) powers and (B, p) directions in which the spectra vary."""
-        powers, vectors = np.linalg.eigh(self.gram)
-        kept = powers > 1e-9 * powers[-1]
-        kept[: max(0, len(kept) - self.components)] = False
-        kept[-1] = True
-        return np.maximum(powers[kept], 1e-300), vectors[:, kept]
+    loadings: FloatArray  # (B, p)
 
     def __sub__(self, other: _Moments) -> _Moments:
         return _Moments(
-            self.gram - other.gram,
-            self.cross - other.cross,
-            self.square - other.square,
-            self.components,
-        )
+            self.gram - other.gram, self.cross - other.cross, self.square - other.square,
+            self.loadings,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def inverse(self) -> FloatArray:
+        """(p, p) of the gram; directions that hold no more than noise count little."""
+        powers, vectors = np.linalg.eigh(self.gram)
+        floor = max(1e-6 * float(powers[-1]), 1e-300)
+        return np.asarray((vectors / np.maximum(powers, floor)) @ vectors.T)
 
     def cost(self, a: FloatArray) -> float:
-        return float(a @ self.gram @ a - 2 * self.cross @ a + self.square)
+        """Return the sum of squares that a response leaves."""
+        b = self.loadings.T @ a
+        return float(b @ self.gram @ b - 2 * self.cross @ b + self.square)
 
 
 def fit_response(
@@ -165,15 +162,16 @@ def fit_response(
     bands = spectra.mean.size
     at = np.arange(bands, dtype=np.float64) if wavelengths_nm is None else wavelengths_nm
     use = weights > 0
-    w, x, z = weights[use], spectra.clean[use], z[use]
+    w, x, z = weights[use], spectra.scores[use], z[use]
     total = w.sum()
     x_mean, z_mean = w @ x / total, float(w @ z / total)
     dx, dz = x - x_mean, z - z_mean
     _, number = np.unique(labels[use], return_inverse=True)
     parts = [
-        _moments(dx, dz, np.where(number % _FOLDS == fold, w, 0), spectra) for fold in range(_FOLDS)
+        _moments(dx, dz, np.where(number % _FOLDS == fold, w, 0), spectra.loadings)
+        for fold in range(_FOLDS)
     ]
-    whole = _moments(dx, dz, w, spectra)
+    whole = _moments(dx, dz, w, spectra.loadings)
     noise = _least_residual(whole, total)
     bell, slopes, precision = _fit_bell(whole, noise, at)
     # the directions of the components err by the noise of the spectra that made them
@@ -182,7 +180,7 @@ def fit_response(
     deviation = _choose(whole, parts, noise, bell, at)
     a = _with_deviation(whole, noise, bell, _prior(bell, at, deviation))
     size = float(a.sum())
-    residual = dz - dx @ a
+    residual = dz - dx @ (spectra.loadings.T @ a)
     noise = max(noise, float(w @ residual**2 / total))
     # errors of the bell's numbers, and of deviations that the data do not tell
     usual = _prior(bell, at, max(deviation, _USUAL_DEVIATION))
@@ -194,7 +192,7 @@ def fit_response(
     spread = turn @ covariance @ turn.T
     std = np.sqrt(np.maximum(np.diag(spread), 0))
     gain = 1 / size
-    centre = spectra.mean + x_mean
+    centre = spectra.mean + spectra.loadings @ x_mean
     gain_row = -np.ones(bands) * gain**2
     rows = np.stack([gain_row, turn.T @ centre - gain_row * z_mean])
     lines = rows @ covariance @ rows.T
@@ -205,18 +203,18 @@ def fit_response(
     )  # fmt: skip
 
 
-def _moments(dx: FloatArray, dz: FloatArray, weights: FloatArray, spectra: Spectra) -> _Moments:
+def _moments(dx: FloatArray, dz: FloatArray, weights: FloatArray, loadings: FloatArray) -> _Moments:
     root = np.sqrt(weights)
     x, z = dx * root[:, None], dz * root
-    gram = x.T @ x - weights.sum() * spectra.noise
-    return _Moments(gram, x.T @ z, float(z @ z), spectra.components)
+    gram = x.T @ x - weights.sum() * np.eye(x.shape[1])
+    return _Moments(gram, x.T @ z, float(z @ z), loadings)
 
 
 def _least_residual(moments: _Moments, total: float) -> float:
     """Return the variance of what no response at all explains, a floor for the noise."""
-    powers, axes = moments.axes
-    left = moments.square - float(((axes.T @ moments.cross) ** 2 / powers).sum())
-    return max(left / max(total - moments.components - 1, 1.0), 1e-8 * moments.square / total)
+    left = moments.square - float(moments.cross @ moments.inverse @ moments.cross)
+    spare = max(total - len(moments.cross) - 1, 1.0)
+    return max(left / spare, 1e-8 * moments.square / total)
 
 
 def _bells(at: FloatArray, centre: FloatArray, width: FloatArray, shape: FloatArray) -> FloatArray:
@@ -224,37 +222,52 @@ def _bells(at: FloatArray, centre: FloatArray, width: FloatArray, shape: FloatAr
     return np.asarray(np.exp(-np.minimum(exponent, 700)))
 
 
+def _spacing_and_span(at: FloatArray) -> tuple[float, float]:
+    steps = np.diff(np.sort(at))
+    spacing = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
+    return spacing, max(float(np.ptp(at)), spacing)
+
+
+@functools.lru_cache(maxsize=2)
+def _grid(at: tuple[float, ...]) -> tuple[FloatArray, FloatArray]:
+    """Return (K, 3) centres, widths and shapes to start from, and (B, K) their bells."""
+    order = np.sort(at)
+    spacing, span = _spacing_and_span(order)
+    widths = np.geomspace(0.6 * spacing, max(span / 2, spacing), _WIDTHS)
+    grid = np.array([(c, w, s) for s in _SHAPES for w in widths for c in order])
+    return grid, _bells(np.array(at), grid[:, 0], grid[:, 1], grid[:, 2])
+
+
 def _fit_bell(
     moments: _Moments, noise: float, at: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return (B,) the bell, (B, 4) its slopes by its numbers, and (4, 4) the numbers' precision."""
-    order = np.sort(at)
-    steps = np.diff(order)
-    spacing = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
-    span = max(float(order[-1] - order[0]), spacing)
-    widths = np.geomspace(0.6 * spacing, max(span / 2, spacing), _WIDTHS)
-    grid = np.array([(c, w, s) for s in _SHAPES for w in widths for c in order])
-    bells = _bells(at, grid[:, 0], grid[:, 1], grid[:, 2])
-    height = moments.cross @ bells
-    power = np.einsum("bk,bk->k", bells, moments.gram @ bells)
-    usual = np.maximum(power, 1e-9 * power.max())
-    explained = np.where(height > 0, height**2 / usual, 0) / noise
+    low, high = float(at.min()), float(at.max())
+    spacing, span = _spacing_and_span(at)
+    grid, bells = _grid(tuple(at.tolist()))
+    seen = moments.loadings.T @ bells  # (p, K)
+    height = moments.cross @ seen
+    power = np.einsum("pk,pk->k", seen, moments.gram @ seen)
+    explained = np.where(height > 0, height**2 / np.maximum(power, 1e-9 * power.max()), 0) / noise
     start = grid[int(np.argmax(explained - (np.log(grid[:, 2] / 2) / _SHAPE_STD) ** 2))]
+    least = 1e-12 * float(np.trace(moments.gram) * (moments.loadings**2).sum())
 
     def one(theta: FloatArray) -> FloatArray:
-        centre = np.clip(theta[0], order[0] - spacing, order[-1] + spacing)
+        centre = np.clip(theta[0], low - spacing, high + spacing)
         width = np.exp(np.clip(theta[1], np.log(0.4 * spacing), np.log(2 * span)))
         shape = np.exp(np.clip(theta[2], np.log(1.2), np.log(16)))
         return _bells(at, *(np.array([v]) for v in (centre, width, shape)))[:, 0]
 
-    def top_of(bell: FloatArray) -> float:
-        power = max(float(bell @ moments.gram @ bell), 1e-12 * float(np.trace(moments.gram)))
-        return max(float(moments.cross @ bell), 0.0) / power
+    def height_of(bell: FloatArray) -> tuple[float, float]:
+        """Return the best height, and the squares it explains."""
+        b = moments.loadings.T @ bell
+        pull = max(float(moments.cross @ b), 0.0)
+        best = pull / max(float(b @ moments.gram @ b), least, 1e-300)
+        return best, best * pull
 
     def loss(theta: FloatArray) -> float:
-        bell = one(theta)
-        explained = top_of(bell) * float(moments.cross @ bell) / noise
-        return float(-explained + ((theta[2] - np.log(2)) / _SHAPE_STD) ** 2)
+        squares = height_of(one(theta))[1]
+        return float(-squares / noise + ((theta[2] - np.log(2)) / _SHAPE_STD) ** 2)
 
     first = np.array([start[0], np.log(start[1]), np.log(start[2])])
     simplex = first + np.array([[0, 0, 0], [spacing, 0, 0], [0, 0.3, 0], [0, 0, 0.2]])
@@ -263,7 +276,7 @@ def _fit_bell(
         options={"initial_simplex": simplex, "maxiter": 500, "xatol": 1e-4, "fatol": 1e-6},
     ).x  # fmt: skip
     # a band that nothing in the spectra follows still has a response, of no height
-    top = max(top_of(one(found)), 1e-12)
+    top = max(height_of(one(found))[0], 1e-12)
     slopes = [one(found)]
     for index, step in enumerate((1e-2 * spacing, 1e-3, 1e-3)):
         up, down = found.copy(), found.copy()
@@ -271,7 +284,8 @@ def _fit_bell(
         down[index] -= step
         slopes.append(top * (one(up) - one(down)) / (2 * step))
     matrix = np.stack(slopes, axis=1)
-    precision = matrix.T @ moments.gram @ matrix / noise
+    told = moments.loadings.T @ matrix
+    precision = told.T @ moments.gram @ told / noise
     # numbers that the data do not tell: within a tenth of the spectrum, a factor of e, the shape's
     precision += np.diag([0, (10 / span) ** 2, 1, 1 / _SHAPE_STD**2])
     return top * one(found), matrix, precision
@@ -288,18 +302,17 @@ def _prior(bell: FloatArray, at: FloatArray, deviation: float) -> FloatArray:
 
 
 def _posterior(moments: _Moments, noise: float, prior: FloatArray) -> FloatArray:
-    powers, axes = moments.axes
-    seen = axes.T @ prior
-    middle = seen @ axes + np.diag(noise / powers)
+    """Return (B, B) the covariance of the deviations that the data leave."""
+    seen = moments.loadings.T @ prior
+    middle = seen @ moments.loadings + noise * moments.inverse
     return np.asarray(prior - seen.T @ np.linalg.solve(middle, seen))
 
 
 def _mean(moments: _Moments, noise: float, bell: FloatArray, prior: FloatArray) -> FloatArray:
     """Return the most likely response where weights may be negative."""
-    powers, axes = moments.axes
-    seen = axes.T @ prior
-    wanted = axes.T @ moments.cross / powers - axes.T @ bell
-    middle = seen @ axes + np.diag(noise / powers)
+    seen = moments.loadings.T @ prior
+    wanted = moments.inverse @ moments.cross - moments.loadings.T @ bell
+    middle = seen @ moments.loadings + noise * moments.inverse
     return np.asarray(bell + seen.T @ np.linalg.solve(middle, wanted))
 
 
@@ -323,10 +336,10 @@ def _with_deviation(
     a = _mean(moments, noise, bell, prior)
     if a.min() >= 0:
         return a
-    powers, axes = moments.axes
+    half = np.linalg.cholesky(np.linalg.inv(moments.inverse) / noise)
+    rows = half.T @ moments.loadings.T
+    wanted = half.T @ moments.inverse @ moments.cross
     root = np.linalg.cholesky(prior)
-    rows = axes.T * np.sqrt(powers / noise)[:, None]
-    wanted = axes.T @ moments.cross / np.sqrt(powers * noise)
     inverse = np.linalg.solve(root, np.eye(len(root)))
     scale = bell.max()  # numbers near 1
     found, _ = nnls(
