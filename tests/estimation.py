@@ -42,9 +42,7 @@ class Truth:
         """
         placed = self.pair.placement.shifted((float(self.shift_px[0]), float(self.shift_px[1])))
         true = self.response(Observation(self.kernel, placed, boundary="zero"))
-        found = self.response(
-            Observation(kernel, placed, includes_footprint=True, boundary="zero")
-        )
+        found = self.response(Observation(kernel, placed, includes_footprint=True, boundary="zero"))
         return float(np.linalg.norm(found - true) / np.linalg.norm(true))
 
 
