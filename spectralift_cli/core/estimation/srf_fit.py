@@ -30,6 +30,7 @@ _FLOOR = 0.02  # of the bell's peak: what may lie out of band
 _FOLDS = 6
 # eigenvalues above the noise's by less than this are estimated too poorly to be of use
 _ABOVE_NOISE = 1.5
+_NOISE_ROUNDS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,17 +75,26 @@ def clean_spectra(values: FloatArray) -> Spectra:
     """Return (n, B) spectra as their components above the noise.
 
     Over the noise of each band, the noise's eigenvalues end at (sqrt n + sqrt B)^2 (Marchenko and
-    Pastur 1967).
+    Pastur 1967). What the components leave over gives the noise anew: neighbouring bands, which
+    give it first, have noise of their own.
     """
+    n, bands = values.shape
     mean = values.mean(axis=0)
     noise_std = band_noise(values)
-    whitened = (values - mean) / noise_std
-    powers, vectors = np.linalg.eigh(whitened.T @ whitened)
-    edge = (np.sqrt(len(values)) + np.sqrt(values.shape[1])) ** 2
-    above = powers > _ABOVE_NOISE * edge
-    above[-1] = True
-    kept = vectors[:, above]
-    return Spectra(whitened @ kept, kept * noise_std[:, None], mean, noise_std)
+    edge = (np.sqrt(n) + np.sqrt(bands)) ** 2
+    for round_ in range(_NOISE_ROUNDS):
+        whitened = (values - mean) / noise_std
+        powers, vectors = np.linalg.eigh(whitened.T @ whitened)
+        above = powers > _ABOVE_NOISE * edge
+        above[-1] = True
+        kept = vectors[:, above]
+        scores = whitened @ kept
+        if round_ == _NOISE_ROUNDS - 1 or kept.shape[1] >= min(n, bands) // 2:
+            break
+        left = whitened - scores @ kept.T
+        share = np.maximum(1 - (kept**2).sum(axis=1), 0.05)  # of a band's noise that is left
+        noise_std = noise_std * np.sqrt((left**2).sum(axis=0) / (n - kept.shape[1]) / share)
+    return Spectra(scores, kept * noise_std[:, None], mean, noise_std)
 
 
 def band_noise(values: FloatArray) -> FloatArray:
@@ -319,14 +329,19 @@ def _mean(moments: _Moments, noise: float, bell: FloatArray, prior: FloatArray) 
 def _choose(
     whole: _Moments, parts: list[_Moments], noise: float, bell: FloatArray, at: FloatArray
 ) -> float:
-    """Return the size of deviations from the bell that predicts held-out blocks best."""
-    costs = [0.0] * len(_DEVIATIONS)
+    """Return the smallest deviation from the bell that held-out blocks do not tell from the best.
+
+    That is, within a standard error over the folds.
+    """
     priors = [_prior(bell, at, deviation) for deviation in _DEVIATIONS]
-    for part in parts:
-        rest = whole - part
-        for number, prior in enumerate(priors):
-            costs[number] += part.cost(_mean(rest, noise, bell, prior))
-    return _DEVIATIONS[int(np.argmin(costs))]
+    rests = [whole - part for part in parts]
+    costs = np.array([
+        [part.cost(_mean(rest, noise, bell, prior)) for prior in priors]
+        for part, rest in zip(parts, rests, strict=True)
+    ])  # fmt: skip
+    excess = costs - costs[:, [int(np.argmin(costs.sum(axis=0)))]]
+    allowed = excess.std(axis=0, ddof=1) * np.sqrt(len(parts))
+    return _DEVIATIONS[int(np.flatnonzero(excess.sum(axis=0) <= allowed)[0])]
 
 
 def _with_deviation(
