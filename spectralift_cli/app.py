@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from spectralift_cli import __version__
 from spectralift_cli.commands import (
     convert,
+    estimate,
     infer,
     info,
     metrics,
@@ -126,8 +127,8 @@ app = typer.Typer(
 )
 
 for _command in (
-    sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer, metrics.metrics,
-    quicklook.quicklook, report.report, run.run,
+    sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer,
+    estimate.estimate, metrics.metrics, quicklook.quicklook, report.report, run.run,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(srf.app)

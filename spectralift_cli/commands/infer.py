@@ -21,6 +21,7 @@ def infer(
     ],
     output: options.OutputCube,
     config: InferConfig,
+    estimate: options.Estimate = None,
     dtype: options.DType = None,
     scale: Annotated[
         float | None,
@@ -78,6 +79,7 @@ def infer(
         plan = stages.plan_infer(
             model, image, stored=stored, batch_size=inference_batch_size, reading=reading,
             execution=stages.Execution(device, threads), drop_bad_bands=config.drop_bad_bands,
+            estimate=estimate,
         )  # fmt: skip
         shape = "x".join(map(str, plan.meta.shape))
         rows = [
@@ -99,7 +101,7 @@ def infer(
         result = stages.infer(
             model, image, output, config, stored=stored, batch_size=inference_batch_size,
             reading=reading, execution=stages.Execution(device, threads, progress),
-            overwrite=overwrite,
+            overwrite=overwrite, estimate=estimate,
         )  # fmt: skip
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
     place = placement_json(result.placement)

@@ -120,6 +120,13 @@ DropUncoveredBands = Annotated[
     ),
 ]
 RESPONSES = ("srf_file", "sensor", "msi_bands")
+Estimate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="JSON", show_default=False,
+        help="What `estimate` found between the two images: what it marks as used applies.",
+    ),
+]  # fmt: skip
 SceneOption = Annotated[
     Path | None, typer.Option("--scene", metavar="SCENE", help="The scene, as an option.")
 ]

@@ -69,6 +69,7 @@ def train(
             help="A documented band's Gaussian std is (high edge - low edge) / factor.",
         ),
     ] = None,
+    estimate: options.Estimate = None,
     drop_uncovered_bands: Annotated[
         bool,
         typer.Option(
@@ -125,6 +126,7 @@ def train(
         inputs = stages.TrainInputs(
             scene=options.only_scene(scene, scene_option), lr_hsi=lr_hsi, hr_msi=hr_msi,
             response=response, reading=stages.Reading(var, axis_order, wavelengths, memory_bytes),
+            estimate=estimate,
         )  # fmt: skip
         if dry_run:
             plan = stages.plan_train(inputs, config)

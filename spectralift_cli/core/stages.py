@@ -9,11 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spectralift_cli.core import pairs
-from spectralift_cli.core.checkpoint import CHECKPOINT_SUFFIX, load_checkpoint, save_checkpoint
+from spectralift_cli.core.checkpoint import (
+    CHECKPOINT_SUFFIX,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
 from spectralift_cli.core.cube import CubeMeta, CubeReader, Progress, no_progress
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
+from spectralift_cli.core.estimation.apply import applied, check_estimate
+from spectralift_cli.core.estimation.result import read_estimate
 from spectralift_cli.core.fitstate import discard_state, state_path_of
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
@@ -167,8 +174,8 @@ class TrainInputs:
             response, and is checked against one from elsewhere.
         response: where the spectral response comes from, for loose files.
         reading: how to read the LR-HSI.
-        estimate: what was estimated from both images; its gain, offset and shift apply at
-            inference.
+        estimate: file of what was estimated from both images; a response that it uses replaces
+            any other, its gain, offset and shift apply at inference.
     """
 
     scene: Path | None = None
@@ -194,15 +201,20 @@ class _Opened:
 
 
 def _open_training(inputs: TrainInputs) -> _Opened:
-    opened = _open_inputs(inputs)
     if inputs.estimate is None:
-        return opened
-    # to be read here into `radiometry`, `shift_px` and identities["estimate"]
-    opened.reader.close()
-    raise OptionError(f"{inputs.estimate}: files of estimates are not read yet", "leave it out")
+        return _open_inputs(inputs, None)
+    found = read_estimate(inputs.estimate)
+    opened = _open_inputs(inputs, found.srf)
+    try:
+        check_estimate(found, opened.reader.meta, opened.srf, inputs.estimate)
+    except BaseException:
+        opened.reader.close()
+        raise
+    opened.identities["estimate"] = identity(inputs.estimate)
+    return dataclasses.replace(opened, radiometry=found.radiometry, shift_px=found.shift_px)
 
 
-def _open_inputs(inputs: TrainInputs) -> _Opened:
+def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
     if inputs.scene is not None:
         reading = dataclasses.replace(inputs.reading, memory_bytes=None)
         loose = inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice()
@@ -210,7 +222,7 @@ def _open_inputs(inputs: TrainInputs) -> _Opened:
             raise OptionError(
                 "a scene excludes loose files and how to read them", "a scene brings its own files"
             )
-        return _open_scene_training(open_scene(inputs.scene))
+        return _open_scene_training(open_scene(inputs.scene), estimated)
     if inputs.lr_hsi is None:
         raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
     reader = inputs.reading.open(inputs.lr_hsi)
@@ -221,11 +233,11 @@ def _open_inputs(inputs: TrainInputs) -> _Opened:
         if inputs.response.srf_file is not None:
             identities["srf"] = identity(inputs.response.srf_file)
         if inputs.hr_msi is None:
-            srf = pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
+            srf = estimated or pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
         else:
             with open_cube(inputs.hr_msi, allow_2d=True) as msi:
                 check_on_map(msi)
-                srf = pairs.find_response(
+                srf = estimated or pairs.find_response(
                     inputs.response, reader.meta, inputs.lr_hsi, msi.meta, inputs.hr_msi
                 )
                 placement = place(reader.meta, msi.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
@@ -237,11 +249,13 @@ def _open_inputs(inputs: TrainInputs) -> _Opened:
     return _Opened(reader, srf, None, identities, sharp)
 
 
-def _open_scene_training(scene: Scene) -> _Opened:
+def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     reader = scene.open("lr_hsi")
     try:
         meta = reader.meta
-        srf = read_srf(scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
+        srf = estimated or read_srf(
+            scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands
+        )
         with scene.open("hr_msi") as msi:
             sharp = _look_at(msi, srf, meta, pairs.scene_placement(scene, meta, msi.meta))
     except BaseException:
@@ -389,6 +403,7 @@ def infer(
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
+    estimate: AnyPath | None = None,
     overwrite: bool = False,
 ) -> InferResult:
     """Write the sharp hyperspectral cube of an HR-MSI.
@@ -402,13 +417,14 @@ def infer(
         batch_size: pixels at a time; None for the default. Changes memory and speed only.
         reading: how to read the HR-MSI.
         execution: device, threads, progress.
+        estimate: file of an estimate whose radiometry and shift replace the model's.
         overwrite: replace an existing output.
 
     Raises:
         DataError: a file is damaged, or the image has other bands than the model.
         OutputExistsError: the output exists and `overwrite` is false.
     """
-    checkpoint = load_checkpoint(Path(model))
+    checkpoint = _model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
@@ -422,6 +438,11 @@ def infer(
         )  # fmt: skip
 
 
+def _model(path: AnyPath, estimate: AnyPath | None) -> Checkpoint:
+    checkpoint = load_checkpoint(Path(path))
+    return checkpoint if estimate is None else applied(checkpoint, Path(estimate))
+
+
 def plan_infer(
     model: AnyPath,
     image: AnyPath,
@@ -431,9 +452,10 @@ def plan_infer(
     reading: Reading = Reading(),
     execution: Execution = Execution(),
     drop_bad_bands: bool = False,
+    estimate: AnyPath | None = None,
 ) -> InferPlan:
     """Return what `infer` would write and need."""
-    checkpoint = load_checkpoint(Path(model))
+    checkpoint = _model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)

@@ -7,7 +7,6 @@ network sees neither the HR-MSI nor a ground truth (Shah and Duarte, arXiv 2507.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from spectralift_cli.core.cube import (
     row_blocks,
 )
 from spectralift_cli.core.devices import one_thread_each
-from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.fitting import Fitted, History, fit
 from spectralift_cli.core.identity import identity as identity_of
 from spectralift_cli.core.identity import provenance
@@ -39,7 +38,7 @@ from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.placement import Placement, placement_json
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.resources import available_memory_bytes
-from spectralift_cli.core.sensors.response import REFUSED_BELOW, WARNED_BELOW, Srf
+from spectralift_cli.core.sensors.response import Srf, over_used_bands
 
 __all__ = [
     "Fitted",
@@ -203,7 +202,7 @@ def load_pairs(lr_hsi: CubeReader, srf: Srf, *, scaling: Scaling | None = None) 
         raise DataError(*_too_few(lr_hsi, used, bad, finite, int(keep.sum())))
     if not (used.all() and keep.all()):
         units = units[np.ix_(keep, used)]  # (N, used)
-    weights = _weights_over(srf, used)
+    weights = over_used_bands(srf, used)
     if scaling is None:
         scaling = Scaling.for_data(
             lambda: (units[part] for part in row_blocks(len(units), _BLOCK_PIXELS)),
@@ -395,24 +394,3 @@ def _too_few(
         f"band {worst + 1} has values in {int(finite[worst]):,} pixels: flag it as bad or leave it "
         "out (convert --bands), and check the nodata value"
     )
-
-
-def _weights_over(srf: Srf, used: BoolArray) -> NDArray[np.float64]:
-    """Return the SRF over the used bands, rows divided by their sum: (M, used)."""
-    weights = srf.weights[:, used]
-    shares = weights.sum(axis=1)
-    for name, share in zip(srf.band_names, shares, strict=True):
-        if share < REFUSED_BELOW:
-            raise DataError(
-                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
-                f"values, at least {REFUSED_BELOW:.0%} must",
-                "leave the band out of the SRF and the MSI (--drop-uncovered-bands)",
-            )
-        if share < WARNED_BELOW:
-            warnings.warn(
-                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
-                "values; the rest is left out",
-                SpectraliftWarning,
-                stacklevel=3,
-            )
-    return weights if used.all() else weights / shares[:, None]

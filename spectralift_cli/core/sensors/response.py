@@ -355,6 +355,32 @@ def _integral_inside(
     return inside
 
 
+def over_used_bands(srf: Srf, used: BoolArray) -> FloatArray:
+    """Return the (M, used) weights over the bands of a cube that have values, rows summing to 1.
+
+    Raises:
+        DataError: a band of the MSI lies on the others by more than half.
+    """
+    weights = srf.weights[:, used]
+    shares = weights.sum(axis=1)
+    for name, share in zip(srf.band_names, shares, strict=True):
+        if share < REFUSED_BELOW:
+            raise DataError(
+                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
+                f"values, at least {REFUSED_BELOW:.0%} must",
+                "leave the band out of the SRF and the MSI (--drop-uncovered-bands)",
+            )
+        if share < WARNED_BELOW:
+            warnings.warn(
+                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
+                "values; the rest is left out",
+                SpectraliftWarning,
+                stacklevel=3,
+            )
+    normalised: FloatArray = weights if used.all() else weights / shares[:, None]
+    return normalised
+
+
 def check_coverage(srf: Srf, *, drop: bool = False) -> Srf:
     """Refuse or drop the MSI bands that the cube's wavelengths do not cover.
 
