@@ -17,7 +17,17 @@ import typer
 from typer.core import TyperGroup
 
 from spectralift_cli import __version__
-from spectralift_cli.commands import convert, infer, info, metrics, run, sample, synth, train
+from spectralift_cli.commands import (
+    convert,
+    infer,
+    info,
+    metrics,
+    refine,
+    run,
+    sample,
+    synth,
+    train,
+)
 from spectralift_cli.core.errors import SpectraliftError
 
 # Typer carries its own copy of Click and exports only this leaf of its usage errors
@@ -114,8 +124,8 @@ app = typer.Typer(
 )
 
 for _command in (
-    sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer, metrics.metrics,
-    run.run,
+    sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer,
+    refine.refine, metrics.metrics, run.run,
 ):  # fmt: skip
     app.command()(_command)
 

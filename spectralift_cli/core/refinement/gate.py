@@ -1,6 +1,6 @@
 """Keep, damp or drop a refinement by how it predicts LR pixels that it did not see.
 
-LR pixels are held out in blocks of 3 x 3, a ninth at a time; the correction found without them is
+LR pixels are held out in blocks of 2 x 2, a ninth at a time; the correction found without them is
 looked at where they are. In coefficients whose noise is 1, d the residual of the estimate and q
 what the correction explains of it, the share f of the correction that predicts best is
 
@@ -21,7 +21,7 @@ from spectralift_cli.core.refinement.posterior import Gram
 
 Floats32 = NDArray[np.float32]
 
-_BLOCK, _PERIOD = 3, 3
+_BLOCK, _PERIOD = 2, 3
 # of the nine ways to deal the blocks; diagonals first, so that any three cover rows and columns
 _ORDER = (0, 4, 8, 1, 5, 6, 2, 3, 7)
 _MANY = 4000  # LR pixels, from which three of them are enough

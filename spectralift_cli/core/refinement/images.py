@@ -180,7 +180,7 @@ def look(estimate: HeldCube, msi: HeldCube, lr_bands: BoolArray, rms: FloatArray
     for part, block in estimate.blocks():
         around = slice(max(0, part.start - HALO_PX), min(rows, part.stop + HALO_PX))
         sharp = msi.read(around)
-        seen: BoolArray = np.isfinite(sharp).all(axis=2)
+        seen = finite_pixels(sharp)
         inner = slice(part.start - around.start, part.stop - around.start)
         spectra = block[:, :, used]
         valid[part] = np.isfinite(spectra).all(axis=2)
@@ -218,6 +218,12 @@ def _flat_variance(block: Floats32) -> FloatArray:
     parts = cut.reshape(rows, _NOISE_BLOCK, cols, _NOISE_BLOCK, -1)
     found: FloatArray = np.square(parts).mean(axis=(1, 3)).reshape(rows * cols, -1) / 36
     return _finite(found)
+
+
+def finite_pixels(block: Floats32) -> BoolArray:
+    """Return (n, W) which pixels of a block (n, W, B) have all values."""
+    found: BoolArray = np.logical_and.reduce(np.isfinite(block), axis=2)
+    return found
 
 
 def _finite(rows: FloatArray) -> FloatArray:

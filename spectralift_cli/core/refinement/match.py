@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from scipy.signal import convolve2d
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
+from spectralift_cli.core.placement import Placement
+from spectralift_cli.core.refinement.images import finite_pixels
 from spectralift_cli.core.refinement.optics import Optics
 from spectralift_cli.core.refinement.signal import multiply
 
@@ -81,25 +83,46 @@ class Match:
         return moments
 
 
-def match(
-    lr_msi: Floats32, lr_valid: BoolArray, msi: Floats32, noise_std: FloatArray, optics: Optics,
-    *, correct: bool = True,
-) -> Match:  # fmt: skip
-    """Compare the two images through a PSF, and correct it.
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Both images as an MSI's bands.
 
     Args:
         lr_msi: (h, w, M) the LR-HSI through the response.
         lr_valid: (h, w) pixels with values.
         msi: (H, W, M) the HR-MSI, NaN in holes.
-        noise_std: (M,) of the LR-MSI.
-        optics: with the PSF to begin with.
-        correct: whether to change it.
+        lr_noise_std: (M,) of the LR-MSI.
+        msi_noise_std: (M,) of the HR-MSI.
+        placement: of the LR grid on the HR grid.
+        includes_footprint: whether PSFs hold the LR pixel's footprint.
     """
-    seen = _Seen(lr_msi, lr_valid, msi, noise_std, optics)
-    state = seen.fit(optics.psf)
+
+    lr_msi: Floats32
+    lr_valid: BoolArray
+    msi: Floats32
+    lr_noise_std: FloatArray
+    msi_noise_std: FloatArray
+    placement: Placement
+    includes_footprint: bool = False
+
+
+def match(images: Pair, psf: FloatArray, *, correct: bool = True) -> Match:
+    """Compare two images through a PSF, and correct it.
+
+    Args:
+        images: to compare.
+        psf: to begin with.
+        correct: whether to change it.
+
+    Raises:
+        DataError: the kernel is no PSF, or is wider than the image.
+    """
+    Optics(psf, images.placement, images.includes_footprint)  # refuses what is none
+    seen = _Seen(images)
+    state = seen.fit(psf)
     before, steps = state.power, 0
     for _ in range(_MOST_STEPS if correct else 0):
-        if not state.significant:
+        if not state.significant or state.psf.shape[0] + 4 > min(images.placement.hr_shape):
             break
         changed = seen.fit(_changed(state.psf, state.step))
         if not changed.power < _LEAST_IMPROVEMENT * state.power:
@@ -108,25 +131,15 @@ def match(
     return Match(state.psf, steps, before, state.power, seen.roughness, state.gain, seen.pixels)
 
 
-def guess_psf(
-    lr_msi: Floats32, lr_valid: BoolArray, msi: Floats32, noise_std: FloatArray, optics: Optics
-) -> FloatArray:
-    """Return the Gaussian, of a few widths, that maps the images onto each other best.
-
-    Args:
-        lr_msi: see `match`.
-        lr_valid: see `match`.
-        msi: see `match`.
-        noise_std: see `match`.
-        optics: tells the placement; its PSF has no part.
-    """
-    scale = max(optics.placement.scale)
-    most = (min(optics.placement.hr_shape) - 1) // 2
-    seen = _Seen(lr_msi, lr_valid, msi, noise_std, optics)
-    best = np.inf, optics.psf
+def guess_psf(images: Pair) -> FloatArray:
+    """Return the Gaussian, of a few widths, that maps two images onto each other best."""
+    scale = max(images.placement.scale)
+    most = (min(images.placement.hr_shape) - 1) // 2 - 1
+    seen = _Seen(images)
+    best = np.inf, np.ones((1, 1))
     for width in _WIDTHS:
         sigma = width * scale
-        half = int(min(np.ceil(2.2 * sigma), most))
+        half = int(max(0, min(np.ceil(2.2 * sigma), most)))
         line = np.exp(-0.5 * np.square(np.arange(-half, half + 1) / sigma))
         kernel = np.outer(line, line) / line.sum() ** 2
         power = seen.fit(kernel).power
@@ -147,20 +160,18 @@ class _Fit:
 class _Seen:
     """Both images, ready to be compared through kernels."""
 
-    def __init__(
-        self, lr_msi: Floats32, lr_valid: BoolArray, msi: Floats32, noise_std: FloatArray,
-        optics: Optics,
-    ) -> None:  # fmt: skip
-        self._optics = optics
-        self._hr_valid: BoolArray = np.isfinite(msi).all(axis=2)
-        self._filled = np.where(self._hr_valid[:, :, None], msi, 0).astype(np.float32)
+    def __init__(self, images: Pair) -> None:
+        self._images = images
+        self._hr_valid = finite_pixels(images.msi)
+        self._filled = np.where(self._hr_valid[:, :, None], images.msi, 0).astype(np.float32)
         # the mean is taken out, so that a share slightly below 1 costs no precision
-        self._level = self._filled[self._hr_valid].mean(axis=0) if self._hr_valid.any() else 0
-        self._filled[self._hr_valid] -= self._level
-        self._lr = (lr_msi - self._level) / noise_std
-        self._noise = noise_std
-        self._lr_valid = lr_valid
-        found = _differences(self._lr.astype(np.float32), lr_valid)
+        self._level = np.zeros(images.msi.shape[2])
+        if self._hr_valid.any():
+            self._level = self._filled[self._hr_valid].mean(axis=0, dtype=np.float64)
+        self._filled[self._hr_valid] -= self._level.astype(np.float32)
+        self._lr: Floats32 = images.lr_msi - self._level.astype(np.float32)
+        per_noise: Floats32 = self._lr / images.lr_noise_std.astype(np.float32)
+        found = _differences(per_noise, images.lr_valid)
         squares = [float(np.square(each, dtype=np.float64).mean()) for each in found if each.size]
         self.roughness = max(float(np.mean(squares)) - _DIFFERENCE_NOISE if squares else 0.0, 0.0)
         self.pixels = 0
@@ -168,10 +179,14 @@ class _Seen:
     def fit(self, psf: FloatArray) -> _Fit:
         """Compare through a kernel, and find the step that would improve it."""
         moved = {s: self._through(_shifted(psf, *s)) for s in _SHIFTS}
-        use = self._lr_valid & np.logical_and.reduce([whole for _, whole in moved.values()])
+        noise = np.sqrt(
+            np.square(self._images.lr_noise_std)
+            + np.square(self._images.msi_noise_std) * self._optics(psf).noise_power
+        )
+        use = self._images.lr_valid & np.logical_and.reduce([whole for _, whole in moved.values()])
         self.pixels = int(use.sum())
-        at = {s: (image[use] / self._noise).astype(np.float64) for s, (image, _) in moved.items()}
-        here, truth = at[0, 0], self._lr[use].astype(np.float64)
+        at = {s: image[use] / noise for s, (image, _) in moved.items()}
+        here, truth = at[0, 0], self._lr[use] / noise
         bands = here.shape[1]
         features = [
             (at[1, 0] - at[-1, 0]) / 2,
@@ -207,13 +222,15 @@ class _Seen:
         significant = bool((np.abs(step) > _SIGNIFICANT * errors).any())
         return _Fit(psf, power, step, significant, gain)
 
+    def _optics(self, psf: FloatArray) -> Optics:
+        return Optics(psf, self._images.placement, self._images.includes_footprint)
+
     def _through(self, psf: FloatArray) -> tuple[Floats32, BoolArray]:
-        optics = Optics(psf, self._optics.placement, self._optics.includes_footprint)
+        optics = self._optics(psf)
         share = optics.share(None if self._hr_valid.all() else self._hr_valid)
         whole = Optics.whole(share)
-        image: Floats32 = (
-            optics.see(self._filled) / np.where(whole, share, np.float32(1))[:, :, None]
-        )
+        image = optics.see(self._filled)
+        image /= np.where(whole, share, 1)[:, :, None]
         return image, whole
 
 

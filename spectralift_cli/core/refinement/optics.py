@@ -124,6 +124,17 @@ class Optics:
         ones = np.ones(shape, np.float32) if valid is None else valid.astype(np.float32)
         return self.see(ones[:, :, None])[:, :, 0]
 
+    @cached_property
+    def noise_power(self) -> float:
+        """The variance of an LR pixel over that of white noise on the HR pixels it sees."""
+        down, across = self.windows()
+        # at the middle of the image, where nothing is cut
+        weights = np.einsum(
+            "ra,rb->ab", down.values[:, len(down.starts) // 2],
+            across.values[:, len(across.starts) // 2],
+        )  # fmt: skip
+        return float(np.square(weights).sum())
+
     @staticmethod
     def whole(share: Floats32) -> BoolArray:
         """Return which LR pixels see enough to be compared with."""

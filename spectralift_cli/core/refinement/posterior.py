@@ -195,7 +195,7 @@ class Gram:
             (n, K) v, and how many steps it took.
         """
         s = variances.astype(np.float32)
-        damping: Floats32 = 1 / (1 + s * self._symbol[:, :, None])  # (h, w, K)
+        damping = np.float32(1) / (1 + s * self._symbol[:, :, None])  # (h, w, K)
         v = np.zeros_like(right)
         r = right.copy()
         z = self._precondition(r, damping)

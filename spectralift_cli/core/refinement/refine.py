@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectralift_cli.core.config import RefineConfig, to_json
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import (
+    BoolArray,
+    CubeMeta,
+    CubeReader,
+    FloatArray,
+    Progress,
+    no_progress,
+)
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
@@ -27,10 +36,10 @@ from spectralift_cli.core.refinement.images import (
     moments,
     usable_response,
 )
-from spectralift_cli.core.refinement.match import Match, guess_psf, match, through_response
+from spectralift_cli.core.refinement.match import Match, Pair, guess_psf, match, through_response
 from spectralift_cli.core.refinement.optics import Optics
 from spectralift_cli.core.refinement.posterior import Gram, Prior
-from spectralift_cli.core.refinement.signal import SignalSpace, multiply
+from spectralift_cli.core.refinement.signal import MOST_COMPONENTS, SignalSpace, multiply
 from spectralift_cli.core.refinement.stored import Storing
 from spectralift_cli.core.resources import default_memory_bytes
 from spectralift_cli.core.sensors.response import Srf
@@ -41,6 +50,9 @@ _MATCH_PIXELS = 2**22  # HR pixels that the PSF is compared on
 _PASSES = 4
 _BAD_MATCH = 2.0  # times the noise's power, from which a correction is worth a word
 _GAIN_OFF = 0.02
+# standard deviations beyond which a pixel's MSI says that the prior does not hold there (rare
+# bright surfaces that no LR pixel showed): its correction grows no further
+_FARTHEST = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +66,54 @@ class Optical:
 
     psf: FloatArray | None = None
     includes_footprint: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class RefinePlan:
+    """What a refinement will do, known before it does.
+
+    Args:
+        meta: of the output.
+        placement: of the LR grid on the HR grid.
+        psf_shape: of the PSF, or None where it is found from the images.
+        memory_bytes: about the most it holds.
+        held: whether the images are kept in memory between passes.
+    """
+
+    meta: CubeMeta
+    placement: Placement
+    psf_shape: tuple[int, int] | None
+    memory_bytes: int
+    held: bool
+
+
+def plan_refinement(
+    estimate: CubeReader, lr_hsi: CubeReader, hr_msi: CubeReader, srf: Srf, placement: Placement,
+    *, optical: Optical = Optical(), memory_bytes: int | None = None,
+) -> RefinePlan:  # fmt: skip
+    """Return what `refine` would do.
+
+    Raises:
+        DataError: images that do not fit each other; see `check_images`.
+    """
+    check_images(estimate, lr_hsi, hr_msi, srf, placement)
+    limit = default_memory_bytes() if memory_bytes is None else memory_bytes
+    images = [
+        HeldCube(estimate, limit // 4), HeldCube(lr_hsi, limit // 8), HeldCube(hr_msi, limit // 8)
+    ]  # fmt: skip
+    (height, width), (h, w) = placement.hr_shape, placement.lr_shape
+    kernel = 4 * max(placement.scale) if optical.psf is None else len(optical.psf)
+    reach = [2 * (kernel / scale + 1) + 1 for scale in placement.scale]
+    block = images[0].block_rows * width * estimate.meta.bands * 4
+    needed = (
+        sum(image.held_bytes for image in images)
+        + 4 * block
+        + height * width * 16  # weights, brightness, contrast and masks
+        + h * w * MOST_COMPONENTS * 4 * 10  # conjugate gradients
+        + int(h * w * min(h * w, reach[0] * reach[1]) * 8 * 3)  # the Gram matrix and its parts
+    )
+    shape = None if optical.psf is None else (len(optical.psf), len(optical.psf))
+    return RefinePlan(estimate.meta, placement, shape, needed, bool(images[0].held_bytes))
 
 
 @dataclass(frozen=True)
@@ -103,6 +163,25 @@ class RefineResult:
     saturated: int
     moved: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what was decided and measured as a JSON object."""
+        match_ = {
+            "steps": self.match.steps, "before": self.match.before, "after": self.match.after,
+            "gain": self.match.gain.tolist(), "lr_pixels": self.match.pixels,
+        }  # fmt: skip
+        counts = ("pixels", "holes", "clipped", "saturated", "moved")
+        return {
+            "verdict": dataclasses.asdict(self.verdict),
+            "psf_match": match_,
+            "components": self.components,
+            "lr_pixels": self.lr_pixels,
+            "reprojection": {
+                "before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)
+            },
+            "solver_steps": self.steps,
+            "counts": {name: getattr(self, name) for name in counts},
+        }  # fmt: skip
+
 
 def refine(
     estimate: CubeReader,
@@ -116,8 +195,8 @@ def refine(
     optical: Optical = Optical(),
     memory_bytes: int | None = None,
     overwrite: bool = False,
-    options: dict[str, str] | None = None,
-    inputs: dict[str, Any] | None = None,
+    options: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> RefineResult:
     """Write a cube that agrees with both images, with the type, bands and places of the estimate.
@@ -228,18 +307,14 @@ class _Refinement:
         rows = slice(first, first + count)
         window = placement.window_hr(rows, slice(0, width))
         sharp = self._msi.read(rows)[:, :, self._bands]
-        noise = np.sqrt(
-            np.square(self._srf) @ np.square(self.space.noise_std)
-            + np.square(self.sharp.msi_noise_std[self._bands]) / np.prod(placement.scale)
-        )
-        known = optical.psf
-        start = np.ones((1, 1)) if known is None else known
-        optics = Optics(start, window, optical.includes_footprint)
-        if known is None:
-            guess = guess_psf(lr_msi, self._lr_valid, sharp, noise, optics)
-            optics = Optics(guess, window)
-        correct = known is None or not self.config.trust_psf
-        return match(lr_msi, self._lr_valid, sharp, noise, optics, correct=correct)
+        noise = np.sqrt(np.square(self._srf) @ np.square(self.space.noise_std))
+        images = Pair(
+            lr_msi, self._lr_valid, sharp, noise, self.sharp.msi_noise_std[self._bands], window,
+            optical.includes_footprint,
+        )  # fmt: skip
+        if optical.psf is None:
+            return match(images, guess_psf(images))
+        return match(images, optical.psf, correct=not self.config.trust_psf)
 
     def look_at_lr(self, done: _Count) -> None:
         """Find what the LR-HSI says of the estimate, and from it the prior."""
@@ -274,8 +349,12 @@ class _Refinement:
         """Return (n, W, J) the MSI's step of the posterior in its own coordinates."""
         whiten, values, _ = self._msi_step
         weight = self.sharp.weights[part][:, :, None]
-        gain = weight / (1 + weight * values.astype(np.float32))
-        return multiply(residual, whiten.astype(np.float32)) * gain
+        spread = 1 + weight * values.astype(np.float32)  # of what the prior expects to see
+        seen = multiply(residual, whiten.astype(np.float32))
+        distance = np.sqrt(np.square(seen / np.sqrt(spread)).mean(axis=2, keepdims=True))
+        believed = np.minimum(1, _FARTHEST / np.maximum(distance, _FARTHEST))
+        first: Floats32 = seen * (weight / spread * believed)
+        return first
 
     def decide(self, done: _Count) -> None:
         """Solve on the LR grid, and ask held-out pixels what the solution is worth."""
