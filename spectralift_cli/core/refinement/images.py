@@ -134,14 +134,13 @@ def check_images(
         )
 
 
-def look(estimate: HeldCube, msi: HeldCube, lr_bands: BoolArray, rms: FloatArray) -> Sharp:
+def look(estimate: HeldCube, msi: HeldCube, lr_bands: BoolArray) -> Sharp:
     """Pass over the estimate and the MSI once.
 
     Args:
         estimate: in units.
         msi: in units.
         lr_bands: (B,) bands where the LR-HSI has values.
-        rms: (B,) root mean square of the LR-HSI, which makes bands comparable.
 
     Raises:
         DataError: the estimate has no values, or the MSI none.
@@ -184,7 +183,7 @@ def look(estimate: HeldCube, msi: HeldCube, lr_bands: BoolArray, rms: FloatArray
         inner = slice(part.start - around.start, part.stop - around.start)
         spectra = block[:, :, used]
         valid[part] = np.isfinite(spectra).all(axis=2)
-        bright[part] = brightness(spectra, rms[used])
+        bright[part] = brightness(spectra)
         varied[part] = contrast(sharp, seen, msi_rms)[inner]
         quiet.append(_flat_variance(np.where(seen[:, :, None], sharp, np.nan)[inner]))
     if not valid.any():
@@ -231,22 +230,18 @@ def _finite(rows: FloatArray) -> FloatArray:
     return good
 
 
-def band_sums(lr: HeldCube) -> tuple[BoolArray, FloatArray]:
-    """Return (B,) which bands of the LR-HSI have values, and their root mean squares.
+def bands_with_values(lr: HeldCube) -> BoolArray:
+    """Return (B,) which bands of the LR-HSI have values.
 
     Raises:
         DataError: none has.
     """
-    bands = lr.reader.meta.bands
-    squares, counts = np.zeros(bands), np.zeros(bands, np.int64)
+    found = np.zeros(lr.reader.meta.bands, bool)
     for _, block in lr.blocks():
-        finite = np.isfinite(block)
-        squares += np.square(np.where(finite, block, 0), dtype=np.float64).sum(axis=(0, 1))
-        counts += finite.sum(axis=(0, 1))
-    if not counts.any():
+        found |= np.logical_or.reduce(np.isfinite(block), axis=(0, 1))
+    if not found.any():
         raise DataError(f"{lr.reader.path}: has no valid value", "check its nodata value")
-    rms = np.sqrt(squares / np.maximum(counts, 1))
-    return counts > 0, np.maximum(rms, 1e-6 * max(float(rms.max()), 1e-30))
+    return found
 
 
 def moments(lr: HeldCube, used: BoolArray) -> tuple[BoolArray, FloatArray, FloatArray]:

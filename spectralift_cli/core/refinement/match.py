@@ -165,12 +165,13 @@ class _Seen:
         self._hr_valid = finite_pixels(images.msi)
         self._filled = np.where(self._hr_valid[:, :, None], images.msi, 0).astype(np.float32)
         # the mean is taken out, so that a share slightly below 1 costs no precision
-        self._level = np.zeros(images.msi.shape[2])
+        level: Floats32 = np.zeros(images.msi.shape[2], np.float32)
         if self._hr_valid.any():
-            self._level = self._filled[self._hr_valid].mean(axis=0, dtype=np.float64)
-        self._filled[self._hr_valid] -= self._level.astype(np.float32)
-        self._lr: Floats32 = images.lr_msi - self._level.astype(np.float32)
-        per_noise: Floats32 = self._lr / images.lr_noise_std.astype(np.float32)
+            mean = self._filled[self._hr_valid].mean(axis=0, dtype=np.float64)
+            level = mean.astype(np.float32)
+        self._filled[self._hr_valid] -= level
+        self._lr = np.subtract(images.lr_msi, level, dtype=np.float32)
+        per_noise = np.divide(self._lr, images.lr_noise_std, dtype=np.float32)
         found = _differences(per_noise, images.lr_valid)
         squares = [float(np.square(each, dtype=np.float64).mean()) for each in found if each.size]
         self.roughness = max(float(np.mean(squares)) - _DIFFERENCE_NOISE if squares else 0.0, 0.0)

@@ -30,7 +30,7 @@ from spectralift_cli.core.refinement.gate import UNGATED, Verdict, judge
 from spectralift_cli.core.refinement.images import (
     HeldCube,
     Sharp,
-    band_sums,
+    bands_with_values,
     check_images,
     look,
     moments,
@@ -276,8 +276,7 @@ class _Refinement:
     ) -> None:  # fmt: skip
         self.config = config
         self._cube, self._lr, self._msi = cube, lr, msi
-        lr_bands, rms = band_sums(lr)
-        self.sharp: Sharp = look(cube, msi, lr_bands, rms)
+        self.sharp: Sharp = look(cube, msi, bands_with_values(lr))
         used = self.sharp.used
         self._lr_valid, total, squares = moments(lr, used)
         self.space = SignalSpace.of(total, squares, int(self._lr_valid.sum()), config.components)

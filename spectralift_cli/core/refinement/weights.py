@@ -27,10 +27,10 @@ _RADIUS_PX = 2.0  # standard deviation of the neighbourhood
 HALO_PX = 8  # rows beyond its own that a contrast depends on
 
 
-def brightness(spectra: Floats32, rms: NDArray[np.float64]) -> Floats32:
-    """Return (n, W) root mean squares of spectra (n, W, B) over their bands' rms, 0 in holes."""
-    found: Floats32 = np.sqrt(np.square(spectra / rms.astype(np.float32)).mean(axis=2))
-    return np.where(np.isfinite(found), found, 0).astype(np.float32)
+def brightness(spectra: Floats32) -> Floats32:
+    """Return (n, W) root mean squares of spectra (n, W, B), 0 in holes."""
+    power = np.einsum("ijb,ijb->ij", spectra, spectra) / np.float32(spectra.shape[2])
+    return np.where(np.isfinite(power), np.sqrt(power), 0).astype(np.float32)
 
 
 def contrast(msi: Floats32, valid: BoolArray, rms: NDArray[np.float64]) -> Floats32:
