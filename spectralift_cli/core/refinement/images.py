@@ -38,8 +38,9 @@ class HeldCube:
         self._held: Floats32 | None = None
         rows, cols, bands = reader.meta.shape
         self._fits = rows * cols * bands * 4 <= limit_bytes
-        # of the image alone, so that no sum depends on the memory at hand
-        self._height = max(1, min(rows, _BLOCK_VALUES // max(1, cols * bands)))
+        # of the image alone, so that no sum depends on the memory at hand; whole noise blocks
+        fitting = _BLOCK_VALUES // max(1, cols * bands)
+        self._height = min(rows, max(fitting - fitting % _NOISE_BLOCK, _NOISE_BLOCK))
 
     @property
     def held_bytes(self) -> int:
@@ -185,7 +186,9 @@ def look(estimate: HeldCube, msi: HeldCube, lr_bands: BoolArray) -> Sharp:
         valid[part] = np.isfinite(spectra).all(axis=2)
         bright[part] = brightness(spectra)
         varied[part] = contrast(sharp, seen, msi_rms)[inner]
-        quiet.append(_flat_variance(np.where(seen[:, :, None], sharp, np.nan)[inner]))
+        # second differences look two rows ahead
+        ahead = slice(inner.start, inner.stop + 2)
+        quiet.append(_flat_variance(np.where(seen[:, :, None], sharp, np.nan)[ahead]))
     if not valid.any():
         raise DataError(
             f"{estimate.reader.path}: has no pixel with values in all bands",

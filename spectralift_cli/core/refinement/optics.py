@@ -107,7 +107,10 @@ class Optics:
         count, width = rows.stop - rows.start, self.placement.hr_shape[1]
         found = np.zeros((width, count * bands), np.float32)
         for down, _, across_t in self._single:
-            part, touched = _columns(down, rows)
+            found_part = _columns(down, rows)
+            if found_part is None:
+                continue
+            part, touched = found_part
             seen = values[touched]  # (t, w, B)
             tall = part.T @ seen.reshape(len(seen), -1)  # (n, w B)
             wide = tall.reshape(count, -1, bands).transpose(1, 0, 2).reshape(-1, count * bands)
@@ -220,21 +223,22 @@ class Seeing:
         count, width, bands = values.shape
         turned = np.ascontiguousarray(values.transpose(1, 0, 2)).reshape(width, count * bands)
         for down, across, _ in self._optics._single:
-            part, touched = _columns(down, rows)
-            if touched.start == touched.stop:
+            found = _columns(down, rows)
+            if found is None:
                 continue
+            part, touched = found
             narrow = across @ turned  # (w, n B)
             tall = narrow.reshape(-1, count, bands).transpose(1, 0, 2).reshape(count, -1)
             here = self.image[touched]
             here += (part @ tall).reshape(here.shape)
 
 
-def _columns(down: sparse.csc_array, rows: slice) -> tuple[sparse.csr_array, slice]:
-    """Return the columns of D for some HR rows, cut to the LR rows they touch, and these rows."""
+def _columns(down: sparse.csc_array, rows: slice) -> tuple[sparse.csr_array, slice] | None:
+    """Return the columns of D for some HR rows, cut to the LR rows they touch, and these; or None."""
     first, last = down.indptr[rows.start], down.indptr[rows.stop]
     used = down.indices[first:last]
     if not used.size:
-        return sparse.csr_array((0, rows.stop - rows.start), dtype=np.float32), slice(0, 0)
+        return None
     touched = slice(int(used.min()), int(used.max()) + 1)
     pointers = down.indptr[rows.start : rows.stop + 1] - first
     part = sparse.csc_array(

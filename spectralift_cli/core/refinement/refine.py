@@ -438,7 +438,7 @@ class _Refinement:
                 stacklevel=3,
             )
         off = np.abs(self.match.gain - 1)
-        if off.max() > _GAIN_OFF:
+        if off.max() > _GAIN_OFF and self.match.after < _BAD_MATCH:
             worst = int(off.argmax())
             warnings.warn(
                 f"the LR-HSI is {self.match.gain[worst]:.3g} times as bright as the HR-MSI in its "

@@ -76,7 +76,7 @@ class SignalSpace:
         if not rms.max() > 0:
             raise DataError("the LR-HSI is zero everywhere", "check that it is the right file")
         rms = np.maximum(rms, 1e-6 * rms.max())
-        deviation = rms
+        deviation = _beyond_others(covariance / np.outer(rms, rms), pixels) * rms
         rank = max(1, min(pixels - 1, bands))
         most = min(MOST_COMPONENTS if components is None else components, max(1, rank - 1))
         kept, axes = 1, np.eye(bands)[:, :1]
@@ -99,7 +99,7 @@ class SignalSpace:
             freedom = np.maximum(1 - np.square(axes).sum(axis=1), 0.05)
             freedom = freedom * max(pixels - 1 - kept, 1) / pixels
             relative = deviation * np.sqrt(np.maximum(residual, 1e-12) / freedom) / rms
-            deviation = np.maximum(relative, _QUIETEST * np.median(relative)) * rms
+            deviation = _not_too_quiet(relative) * rms
         return cls(mean, deviation, rms, axes)
 
     def coefficients(self, spectra: Floats32) -> Floats32:
@@ -120,6 +120,25 @@ class SignalSpace:
         """
         seen: FloatArray = self.basis.T @ (srf * self.noise_std).T
         return seen
+
+
+def _beyond_others(correlation: FloatArray, pixels: int) -> FloatArray:
+    """Return (B,) a first guess of the noise: what no other band explains, 1 where pixels are few.
+
+    The variance of a band given all others is 1 over the diagonal of the inverse covariance (Roger
+    and Arnold, International Journal of Remote Sensing 17 (1996), regress on the others).
+    """
+    bands = len(correlation)
+    if pixels < 2 * bands:
+        return np.ones(bands)
+    ridge = 1e-9 * np.trace(correlation) / bands * np.eye(bands)
+    alone = 1 / np.diag(np.linalg.inv(correlation + ridge))
+    return _not_too_quiet(np.sqrt(np.maximum(alone, 1e-12) * pixels / (pixels - bands)))
+
+
+def _not_too_quiet(relative: FloatArray) -> FloatArray:
+    held: FloatArray = np.maximum(relative, _QUIETEST * np.median(relative))
+    return held
 
 
 def multiply(values: Floats32, matrix: Floats32) -> Floats32:
