@@ -69,16 +69,17 @@ def refine(
     memory_bytes = options.parse_size(memory)
     creation = options.parse_creation_options(co)
 
-    from spectralift_cli.core import stages
+    from spectralift_cli.core import refining
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.stages import Reading
 
     with options.stdin_as_file(srf_file) as srf_path:
-        inputs = stages.RefineInputs(
+        inputs = refining.RefineInputs(
             scene, lr_hsi, hr_msi, ResponseChoice(srf_path), model, psf_file,
-            stages.Reading(var, axis_order, None, memory_bytes),
+            Reading(var, axis_order, None, memory_bytes),
         )  # fmt: skip
         if dry_run:
-            plan = stages.plan_refine(cube, inputs)
+            plan = refining.plan_refine(cube, inputs)
             shape = "x".join(map(str, plan.meta.shape))
             psf = "x".join(map(str, plan.psf_shape or ())) or "found from the images"
             rows = [
@@ -96,7 +97,7 @@ def refine(
             }  # fmt: skip
             return Result(data={"plan": data}, table=table(rows))
         with console.progress(f"refine {cube.name}") as progress:
-            result = stages.refine(
+            result = refining.refine(
                 cube, inputs, output, config, options=creation, overwrite=overwrite,
                 progress=progress,
             )  # fmt: skip

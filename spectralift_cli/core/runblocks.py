@@ -20,6 +20,7 @@ from spectralift_cli.core.config import (
     InferConfig,
     MetricsConfig,
     Option,
+    RefineConfig,
     SynthConfig,
     TrainConfig,
     canonical,
@@ -37,7 +38,7 @@ from spectralift_cli.core.formats import (
 )
 
 SCHEMA = "spectralift.run/1"
-_LATER = ("refine", "report")
+_LATER = ("report",)
 _MODES = ("standard", "published")
 
 _T = TypeVar("_T")
@@ -131,6 +132,14 @@ class InferFiles:
 
 
 @dataclass(frozen=True)
+class RefineFiles:
+    """Whether the sharp cube is made to agree with both images, and what is known of their blur."""
+
+    enabled: bool = key(True, "whether it is done at all")
+    psf_file: Path | None = key(None, "point spread function (default: the scene's, or found)")
+
+
+@dataclass(frozen=True)
 class MetricsModes:
     """Which conventions are scored, where it is more than one."""
 
@@ -149,6 +158,7 @@ BLOCKS: dict[str, tuple[type[Any], type[Any]]] = {
     "synth": (SynthFiles, SynthConfig),
     "train": (TrainFiles, TrainConfig),
     "infer": (InferFiles, InferConfig),
+    "refine": (RefineFiles, RefineConfig),
     "metrics": (MetricsModes, MetricsConfig),
 }
 

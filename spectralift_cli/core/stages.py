@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import CHECKPOINT_SUFFIX, load_checkpoint, save_checkpoint
-from spectralift_cli.core.config import (
-    InferConfig,
-    MetricsConfig,
-    RefineConfig,
-    SynthConfig,
-    TrainConfig,
-)
+from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
 from spectralift_cli.core.cube import CubeReader, Progress, SelectedReader, no_progress
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
@@ -33,14 +25,6 @@ from spectralift_cli.core.metrics.evaluate import evaluate as evaluate_cubes
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
-from spectralift_cli.core.placement import Placement, place
-from spectralift_cli.core.refinement.refine import (
-    Optical,
-    RefinePlan,
-    RefineResult,
-    plan_refinement,
-)
-from spectralift_cli.core.refinement.refine import refine as refine_cube
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf, check_coverage
 from spectralift_cli.core.sensors.srf import read_srf
@@ -218,7 +202,7 @@ def _open_scene_training(scene: Scene) -> _Opened:
     return _Opened(reader, srf, scaling, {"scene": scene.identity()})
 
 
-def _without_dropped(msi: CubeReader, srf: Srf) -> CubeReader:
+def without_dropped(msi: CubeReader, srf: Srf) -> CubeReader:
     """Return an MSI without the bands that were dropped from its response, if it has them still."""
     if srf.kept is not None and msi.meta.bands == srf.sensor_bands:
         return SelectedReader(msi, srf.kept)
@@ -226,7 +210,7 @@ def _without_dropped(msi: CubeReader, srf: Srf) -> CubeReader:
 
 
 def _check_bands(msi: CubeReader, srf: Srf, source: object) -> None:
-    if _without_dropped(msi, srf).meta.bands != srf.num_msi_bands:
+    if without_dropped(msi, srf).meta.bands != srf.num_msi_bands:
         raise DataError(
             f"{msi.path}: has {msi.meta.bands} bands, the response "
             f"{source or 'of the documented sensor'} has {srf.num_msi_bands}: "
@@ -381,7 +365,7 @@ def infer(
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         return infer_cube(
-            checkpoint, _without_dropped(reader, checkpoint.srf), Path(output),
+            checkpoint, without_dropped(reader, checkpoint.srf), Path(output),
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
@@ -404,153 +388,11 @@ def plan_infer(
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         return plan_inference(
-            checkpoint, _without_dropped(reader, checkpoint.srf).meta,
+            checkpoint, without_dropped(reader, checkpoint.srf).meta,
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
             threads=execution.threads, source=path,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RefineInputs:
-    """What a sharp cube is made to agree with: a scene, or loose files.
-
-    Args:
-        scene: a scene's folder; excludes the other files but the PSF.
-        lr_hsi: the blurry hyperspectral image.
-        hr_msi: the sharp multispectral image.
-        response: where the spectral response comes from, for loose files.
-        model: a checkpoint that knows the response, in its place.
-        psf_file: point spread function; None for the scene's, or to find one from the images.
-        reading: how to read the cube.
-    """
-
-    scene: Path | None = None
-    lr_hsi: Path | None = None
-    hr_msi: Path | None = None
-    response: ResponseChoice = field(default_factory=ResponseChoice)
-    model: Path | None = None
-    psf_file: Path | None = None
-    reading: Reading = Reading()
-
-
-def refine(
-    cube: AnyPath,
-    inputs: RefineInputs,
-    output: AnyPath,
-    config: RefineConfig | None = None,
-    *,
-    options: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    progress: Progress = no_progress,
-) -> RefineResult:
-    """Make a sharp cube agree with the two images it stands for.
-
-    Args:
-        cube: the estimate, on the HR-MSI's grid and in the LR-HSI's units, from whatever source.
-        inputs: the images and what is known of how they relate.
-        output: the refined cube; the ending chooses the format.
-        config: how; None for the defaults.
-        options: creation options of the output's format.
-        overwrite: replace an existing output.
-        progress: called with (done, total).
-
-    Raises:
-        DataError: a file is damaged, or the images do not fit each other.
-        OptionError: inputs that exclude each other, or too few.
-        OutputExistsError: the output exists and `overwrite` is false.
-    """
-    with _open_refining(cube, inputs) as opened:
-        return refine_cube(
-            opened.cube, opened.lr_hsi, opened.hr_msi, opened.srf, opened.placement, Path(output),
-            config or RefineConfig(), optical=opened.optical, options=options,
-            memory_bytes=inputs.reading.memory_bytes, inputs=opened.identities(),
-            overwrite=overwrite, progress=progress,
-        )  # fmt: skip
-
-
-def plan_refine(cube: AnyPath, inputs: RefineInputs) -> RefinePlan:
-    """Return what `refine` would do and need."""
-    with _open_refining(cube, inputs) as opened:
-        return plan_refinement(
-            opened.cube, opened.lr_hsi, opened.hr_msi, opened.srf, opened.placement,
-            optical=opened.optical, memory_bytes=inputs.reading.memory_bytes,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Refining:
-    """The open images of a refinement with what relates them."""
-
-    cube: CubeReader
-    lr_hsi: CubeReader
-    hr_msi: CubeReader
-    srf: Srf
-    placement: Placement
-    optical: Optical
-    files: Mapping[str, Path]
-
-    def identities(self) -> dict[str, Any]:
-        """Return what identifies the inputs."""
-        cubes = {"cube": self.cube, "lr_hsi": self.lr_hsi, "hr_msi": self.hr_msi}
-        return {
-            **{role: identity(*reader.files) for role, reader in cubes.items()},
-            **{role: identity(path) for role, path in self.files.items()},
-        }
-
-
-@contextlib.contextmanager
-def _open_refining(cube: AnyPath, inputs: RefineInputs) -> Iterator[_Refining]:
-    if inputs.scene is not None:
-        loose = inputs.lr_hsi or inputs.hr_msi or inputs.model
-        if loose or inputs.response != ResponseChoice():
-            raise OptionError("a scene excludes loose files", "a scene brings its own files")
-    elif inputs.lr_hsi is None or inputs.hr_msi is None:
-        raise OptionError(
-            "the images that the cube stands for are not known",
-            "give --scene SCENE, or --lr-hsi FILE and --hr-msi FILE",
-        )
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(inputs.reading.open(cube))
-        scene = None if inputs.scene is None else open_scene(inputs.scene)
-        if scene is not None:
-            lr, sharp = (stack.enter_context(scene.open(role)) for role in ("lr_hsi", "hr_msi"))
-            srf = read_srf(
-                scene.path("srf"), lr.meta.wavelengths_nm, lr.meta.fwhm_nm, lr.meta.bands
-            )
-            placement = pairs.scene_placement(scene, lr.meta, sharp.meta)
-            files = {"srf": scene.path("srf")}
-        else:
-            lr = stack.enter_context(open_cube(str(inputs.lr_hsi)))
-            sharp = stack.enter_context(open_cube(str(inputs.hr_msi), allow_2d=True))
-            srf, files = _response_of(inputs, lr)
-            sharp = _without_dropped(sharp, srf)
-            placement = place(lr.meta, sharp.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
-        optical, psf_file = _blur_of(inputs, scene)
-        if psf_file is not None:
-            files["psf"] = psf_file
-        yield _Refining(reader, lr, sharp, srf, placement, optical, files)
-
-
-def _response_of(inputs: RefineInputs, lr: CubeReader) -> tuple[Srf, dict[str, Path]]:
-    if inputs.model is None:
-        srf = pairs.find_response(inputs.response, lr.meta, inputs.lr_hsi)
-        file = inputs.response.srf_file
-        return srf, {} if file is None else {"srf": file}
-    if inputs.response != ResponseChoice():
-        raise OptionError(
-            "the model knows the response already", "leave --srf-file and its like out, or --model"
-        )
-    return load_checkpoint(inputs.model).srf, {"model": inputs.model}
-
-
-def _blur_of(inputs: RefineInputs, scene: Scene | None) -> tuple[Optical, Path | None]:
-    if inputs.psf_file is not None:
-        return Optical(read_psf(inputs.psf_file)), inputs.psf_file
-    if scene is not None and scene.has("psf"):
-        path = scene.path("psf")
-        return Optical(read_psf(path), scene.psf_includes_footprint), path
-    return Optical(), None
 
 
 def evaluate(

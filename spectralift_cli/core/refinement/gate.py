@@ -26,6 +26,7 @@ _BLOCK, _PERIOD = 2, 3
 _ORDER = (0, 4, 8, 1, 5, 6, 2, 3, 7)
 _MANY = 4000  # LR pixels, from which three of them are enough
 _NEARLY_ALL = 0.9
+_TOLERANCE = 1e-3  # of the solver, which judges and is not the result
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,15 @@ def judge(gram: Gram, variances: FloatArray, residual: Floats32, first: Floats32
     splits = _ORDER if len(residual) < _MANY else _ORDER[:3]
     gains: dict[int, tuple[float, float, float]] = {}
     held_pixels = 0
+    rest = residual - first
     for number in splits:
         held = (folds == number) & use
         training = use & ~held
         if not held.any() or not training.any():
             continue
         inside = training[use]
-        v, _ = gram.part(training).solve(variances, (residual - first)[inside])
-        across = gram.matrix[~inside][:, inside]
-        explained = first[~inside] + (across @ v) * variances.astype(np.float32)
+        v, _ = gram.solve(variances, rest, inside, _TOLERANCE)
+        explained = (first + (gram.matrix @ v) * variances.astype(np.float32))[~inside]
         d, q = residual[~inside].astype(np.float64), explained.astype(np.float64)
         held_pixels += len(d)
         sums = np.stack([(d * d).sum(1), (d * q).sum(1), (q * q).sum(1)], axis=1)

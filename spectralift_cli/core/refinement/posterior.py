@@ -48,8 +48,9 @@ Floats32 = NDArray[np.float32]
 
 _TOLERANCE = 1e-5
 _MOST_STEPS = 300
+_GROUP_VALUES = 2**23  # of a vector of the solver
 _LEAST_VARIANCE = 1e-3  # of the noise's; below it the LR residual shows nothing
-_BAND_ENTRIES = 2**23  # of the operator's matrix, at a time
+_BAND_ENTRIES = 2**22  # of the operator's matrix, at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,98 +131,116 @@ class Gram:
         self.use = use
         height, width = optics.placement.lr_shape
         windows = optics.windows()
-        reach = _reach(windows[0].starts, windows[0].size)
+        reach = [_reach(window.starts, window.size) for window in windows]
         per_row = width * windows[0].size * windows[1].size
-        step = max(1, _BAND_ENTRIES // per_row - 2 * reach)
-        flat = weights.ravel()
-        blocks = []
+        step = max(1, _BAND_ENTRIES // per_row - 2 * reach[0])
+        flat, each = weights.ravel(), scale.ravel().astype(np.float32)
+        number = np.cumsum(use.ravel()) - 1  # of each used LR pixel among them
+        count = int(use.sum())
+        # filled from the front; what is never touched costs no memory
+        most = count * min(count, (2 * reach[0] + 1) * (2 * reach[1] + 1))
+        data, indices = np.empty(most, np.float32), np.empty(most, np.int32)
+        pointers = np.zeros(count + 1, np.int64)
+        stencil = np.zeros((reach[0] + 1, reach[1] + 1))
+        row = filled = 0
         for rows in row_windows(height, step):
-            around = slice(max(0, rows.start - reach), min(height, rows.stop + reach))
+            around = slice(max(0, rows.start - reach[0]), min(height, rows.stop + reach[0]))
             near = optics.matrix(around, windows)
             inner = slice((rows.start - around.start) * width, (rows.stop - around.start) * width)
-            heavy = near[inner]
-            heavy = sparse.csr_array(
-                (heavy.data * flat[heavy.indices], heavy.indices, heavy.indptr), heavy.shape
-            )
-            columns = heavy @ near.T
-            block = sparse.csr_array(
-                (columns.data, columns.indices + around.start * width, columns.indptr),
-                shape=(columns.shape[0], height * width),
-            )
-            blocks.append(block[use[rows].ravel()][:, use.ravel()])
-        matrix = sparse.csr_array(sparse.vstack(blocks, format="csr"))
-        each = scale[use].astype(np.float32)
-        matrix.data *= np.repeat(each, np.diff(matrix.indptr)) * each[matrix.indices]
-        self.matrix = matrix
-        self._symbol = self._stationary()
+            mine = np.flatnonzero(use[rows].ravel()) + inner.start
+            heavy = near[mine]
+            heavy.data *= flat[heavy.indices]
+            block = (heavy @ near.T).tocsr()
+            here = np.repeat(mine, np.diff(block.indptr)) + around.start * width
+            there = block.indices + around.start * width
+            kept = use.ravel()[there]
+            here, there = here[kept], there[kept]
+            values = block.data[kept] * each[here] * each[there]
+            down = np.abs(here // width - there // width)
+            across = np.abs(here % width - there % width)
+            # what only a common zero of two windows joins lies further apart
+            close = (down <= reach[0]) & (across <= reach[1])
+            here, there, values = here[close], there[close], values[close]
+            np.add.at(stencil, (down[close], across[close]), values)
+            new = filled + len(values)
+            data[filled:new], indices[filled:new] = values, number[there]
+            ends = filled + np.cumsum(np.bincount(number[here] - row, minlength=len(mine)))
+            pointers[row + 1 : row + len(mine) + 1] = ends
+            row, filled = row + len(mine), new
+        self.matrix = sparse.csr_array(
+            (data[:filled], indices[:filled], pointers), shape=(count, count)
+        )
+        at = [np.outer(np.pi * np.arange(n) / n, np.arange(k)) for n, k in
+              zip((height, width), stencil.shape, strict=True)]  # fmt: skip
+        symbol = np.cos(at[0]) @ (stencil / max(1, count)) @ np.cos(at[1]).T
+        self._symbol = np.maximum(symbol, 0).astype(np.float32)
 
-    def _stationary(self) -> Floats32:
-        """Return (h, w) the eigenvalues of the mean stencil in the cosine transform."""
-        height, width = self.use.shape
-        rows, cols = np.nonzero(self.use)
-        counts = np.diff(self.matrix.indptr)
-        down = np.abs(np.repeat(rows, counts) - rows[self.matrix.indices])
-        across = np.abs(np.repeat(cols, counts) - cols[self.matrix.indices])
-        size = (int(down.max(initial=0)) + 1, int(across.max(initial=0)) + 1)
-        index = down * size[1] + across
-        sums = np.bincount(index, self.matrix.data, size[0] * size[1]).reshape(size)
-        symbol = np.zeros((height, width))
-        at = [np.pi * np.arange(n) / n for n in (height, width)]
-        waves = [np.cos(np.outer(angle, np.arange(n))) for angle, n in zip(at, size, strict=True)]
-        symbol = waves[0] @ (sums / max(1, len(rows))) @ waves[1].T
-        return np.maximum(symbol, 0).astype(np.float32)
-
-    def part(self, use: BoolArray) -> Gram:
-        """Return G over fewer LR pixels.
-
-        Args:
-            use: (h, w), all of them among this one's.
-        """
-        found = object.__new__(Gram)
-        kept = use[self.use]
-        found.use = use
-        found.matrix = sparse.csr_array(self.matrix[kept][:, kept])
-        found._symbol = self._symbol
-        return found
-
-    def solve(self, variances: FloatArray, right: Floats32) -> tuple[Floats32, int]:
+    def solve(
+        self, variances: FloatArray, right: Floats32, part: BoolArray | None = None,
+        tolerance: float = _TOLERANCE,
+    ) -> tuple[Floats32, int]:  # fmt: skip
         """Solve (s_k G + I) v_k = d_k for every k by preconditioned conjugate gradients.
 
         Args:
             variances: (K,) s.
             right: (n, K) d.
+            part: (n,) the LR pixels that take part, the others having v = 0; None for all.
+            tolerance: of the residual's norm over that of d.
 
         Returns:
             (n, K) v, and how many steps it took.
         """
-        s = variances.astype(np.float32)
+        found = np.zeros_like(right)
+        steps = 0
+        # a few at a time, by the image alone, to hold fewer vectors of a large one
+        group = max(1, _GROUP_VALUES // max(1, len(right)))
+        mask = None if part is None else part.astype(np.float32)[:, None]
+        for first in range(0, right.shape[1], group):
+            these = slice(first, first + group)
+            masked = right[:, these] if mask is None else right[:, these] * mask
+            solved, took = self._solve(
+                variances[these].astype(np.float32), np.ascontiguousarray(masked), mask, tolerance
+            )
+            found[:, these] = solved
+            steps = max(steps, took)
+        return found, steps
+
+    def _solve(
+        self, s: Floats32, right: Floats32, mask: Floats32 | None, tolerance: float
+    ) -> tuple[Floats32, int]:
         damping = np.float32(1) / (1 + s * self._symbol[:, :, None])  # (h, w, K)
         v = np.zeros_like(right)
         r = right.copy()
-        z = self._precondition(r, damping)
+        z = self._precondition(r, damping, mask)
         p = z.copy()
         rz = _dots(r, z)
-        goal = _TOLERANCE**2 * np.maximum(_dots(right, right), 1e-30)
+        goal = tolerance**2 * np.maximum(_dots(right, right), 1e-30)
         for step in range(_MOST_STEPS):
             if (_dots(r, r) <= goal).all():
                 return v, step
-            ap = p + (self.matrix @ p) * s
+            ap = self.matrix @ p
+            ap *= s
+            if mask is not None:
+                ap *= mask
+            ap += p
             alpha = (rz / np.maximum(_dots(p, ap), 1e-30)).astype(np.float32)
             v += alpha * p
             r -= alpha * ap
-            z = self._precondition(r, damping)
+            z = self._precondition(r, damping, mask)
             new = _dots(r, z)
-            p = z + (new / np.maximum(rz, 1e-30)).astype(np.float32) * p
+            p *= (new / np.maximum(rz, 1e-30)).astype(np.float32)
+            p += z
             rz = new
         return v, _MOST_STEPS
 
-    def _precondition(self, values: Floats32, damping: Floats32) -> Floats32:
+    def _precondition(self, values: Floats32, damping: Floats32, mask: Floats32 | None) -> Floats32:
         image = np.zeros((*self.use.shape, values.shape[1]), np.float32)
         image[self.use] = values
         waves = fft.dctn(image, axes=(0, 1), norm="ortho", overwrite_x=True)
         waves *= damping
         back: Floats32 = fft.idctn(waves, axes=(0, 1), norm="ortho", overwrite_x=True)
-        return back[self.use]
+        found: Floats32 = back[self.use]
+        return found if mask is None else found * mask
 
 
 def _dots(a: Floats32, b: Floats32) -> FloatArray:
@@ -232,4 +251,4 @@ def _dots(a: Floats32, b: Floats32) -> FloatArray:
 def _reach(starts: NDArray[np.int64], size: int) -> int:
     """Return how many rows apart two LR rows may be that see an HR row in common."""
     last = np.searchsorted(starts, starts + size)
-    return int((last - np.arange(len(starts))).max())
+    return int((last - np.arange(len(starts))).max()) - 1
