@@ -24,6 +24,7 @@ from spectralift_cli.commands import (
     info,
     metrics,
     quicklook,
+    refine,
     report,
     run,
     sample,
@@ -128,7 +129,7 @@ app = typer.Typer(
 
 for _command in (
     sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer,
-    estimate.estimate, metrics.metrics, quicklook.quicklook, report.report, run.run,
+    estimate.estimate, refine.refine, metrics.metrics, quicklook.quicklook, report.report, run.run,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(srf.app)

@@ -11,6 +11,8 @@ from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command, table
 from spectralift_cli.core.config import InferConfig
 
+_REFINING = "Refining"
+
 
 @command
 def infer(
@@ -22,6 +24,32 @@ def infer(
     output: options.OutputCube,
     config: InferConfig,
     estimate: options.Estimate = None,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            rich_help_panel=_REFINING,
+            help="Make the cube agree with both images, as the command refine does.",
+        ),
+    ] = False,
+    lr_hsi: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_REFINING,
+            show_default="the scene's",
+            help="Blurry hyperspectral image to agree with.",
+        ),
+    ] = None,
+    psf_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_REFINING,
+            show_default="the scene's, else found from the images",
+            help="Point spread function on the HR grid.",
+        ),
+    ] = None,
     dtype: options.DType = None,
     scale: Annotated[
         float | None,
@@ -69,8 +97,10 @@ def infer(
     options.check_output_name(output)
     memory_bytes = options.parse_size(memory)
     creation = options.parse_creation_options(co)
+    if not refine and (lr_hsi or psf_file):
+        raise typer.BadParameter("--lr-hsi and --psf-file say how to refine: give --refine, too")
 
-    from spectralift_cli.core import stages
+    from spectralift_cli.core import refining, stages
     from spectralift_cli.core.placement import placement_json
 
     reading = stages.Reading(var, axis_order, None, memory_bytes)
@@ -97,6 +127,18 @@ def infer(
             "placement": placement_json(plan.placement),
         }  # fmt: skip
         return Result(data={"plan": data}, table=table(rows))
+    if refine:
+        with console.progress(f"infer and refine {image.name}") as progress:
+            both = refining.infer_refined(
+                model, image, output, config,
+                inputs=refining.refine_inputs(
+                    model, image, lr_hsi=lr_hsi, psf_file=psf_file, reading=reading
+                ),
+                stored=stored, batch_size=inference_batch_size, reading=reading,
+                execution=stages.Execution(device, threads, progress), overwrite=overwrite,
+            )  # fmt: skip
+        console.say(str(both.refined.verdict))
+        return Result(outputs=both.refined.files, data=both.refined.to_json())
     with console.progress(f"infer {image.name}") as progress:
         result = stages.infer(
             model, image, output, config, stored=stored, batch_size=inference_batch_size,

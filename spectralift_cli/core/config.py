@@ -229,17 +229,34 @@ class InferConfig:
     @property
     def clip_range(self) -> tuple[float, float] | None:
         """The explicit range of `clip` in units, or None for auto and none."""
-        if self.clip in ("auto", "none"):
-            return None
-        try:
-            low, high = (float(word) for word in self.clip.split(","))
-        except ValueError:
-            low = high = math.nan
-        if not low < high:
-            raise DataError(
-                f"clip {self.clip!r} is neither auto, none nor a range", "give LO,HI with LO < HI"
-            )
-        return low, high
+        return _clip_range(self.clip)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """What determines how far a cube is made to agree with both images."""
+
+    strength: float = _option(
+        16.0, "variance of single pixels' errors over that of LR pixels'", low=1e-3, high=1e6
+    )
+    components: int | None = _option(
+        None, "of the LR-HSI's signal (default: those beyond its noise, up to 20)", low=1, high=200
+    )
+    trust_psf: bool = _option(False, "take the given PSF as it is, also where the images disagree")
+    ungated: bool = _option(False, "apply the refinement whatever held-out LR pixels say")
+    clip: str = _option(
+        "auto", "auto, none, or LO,HI in units; auto: [0, 1] where a floating cube lies within it, "
+        "else the output type's range",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.clip_range  # noqa: B018  # raises for a text that is no range
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """The explicit range of `clip` in units, or None for auto and none."""
+        return _clip_range(self.clip)
 
 
 @dataclass(frozen=True)
@@ -338,6 +355,20 @@ class QuicklookConfig:
                 f"stretch {self.stretch!r} is not two percentiles", "give LO,HI like 2,98 or 0,100"
             )
         return low, high
+
+
+def _clip_range(clip: str) -> tuple[float, float] | None:
+    if clip in ("auto", "none"):
+        return None
+    try:
+        low, high = (float(word) for word in clip.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not low < high:
+        raise DataError(
+            f"clip {clip!r} is neither auto, none nor a range", "give LO,HI with LO < HI"
+        )
+    return low, high
 
 
 def canonical(value: str, choices: tuple[str, ...]) -> str:

@@ -27,6 +27,8 @@ from spectralift_cli.core.metrics import METRICS
 from spectralift_cli.core.metrics.evaluate import Scores
 from spectralift_cli.core.outputs import Staging, write_text
 from spectralift_cli.core.pairs import ResponseChoice
+from spectralift_cli.core.refinement.refine import RefineResult
+from spectralift_cli.core.refining import RefineInputs, refine
 from spectralift_cli.core.resources import peak_memory_bytes
 from spectralift_cli.core.runblocks import SCHEMA
 from spectralift_cli.core.runconfig import RunConfig
@@ -183,12 +185,15 @@ class _Run:
         scene = self._synth(work, files)
         trained = self._train(work, scene, files)
         inferred = self._infer(work, scene, trained, files)
+        refined = self._refine(scene, files)
         scores = self._metrics(work, scene, files)
         files["config"] = work / "used_config.yaml"
         write_text(files["config"], self.config.to_yaml())
         files["log"] = work / (inside(log_dir, folder) or Path()) / LOG_NAME
         names = {role: path.relative_to(work).as_posix() for role, path in files.items()}
         report = self._report(trained, inferred, names, device, time.perf_counter() - start)
+        if refined is not None:
+            report["refine"] = refined.to_json()
         if self.config.report is not None:
             self._page(work, report, files, names)
             report |= {
@@ -321,6 +326,44 @@ class _Run:
             f"infer: {result.pixels:,} pixels in {self.seconds['infer']:.1f} s "
             f"({rate:,.0f} pixels/s)"
         )
+        return result
+
+    def _refine(self, scene: Path | None, files: dict[str, Path]) -> RefineResult | None:
+        """Make the cube agree with both images; where nobody asked for it, as far as that works."""
+        if self.config.refine is None:
+            return None
+        given, config = self.config.refine
+        train = self.config.train[0]
+        reading = stages.Reading(memory_bytes=self.memory_bytes)
+        if scene is not None and self.config.msi is None:
+            inputs = RefineInputs(scene=scene, psf_file=given.psf_file, reading=reading)
+        else:
+            lr_hsi = train.lr_hsi if scene is None else open_scene(scene).path("lr_hsi")
+            inputs = RefineInputs(
+                lr_hsi=lr_hsi, hr_msi=self.config.msi, model=files["model"],
+                psf_file=given.psf_file, reading=reading,
+                lr_reading=stages.Reading(
+                    train.var, train.axis_order, train.wavelengths, self.memory_bytes
+                ),
+                msi_reading=self._msi_reading(),
+            )  # fmt: skip
+        options = dict(self.config.infer[0].co)
+        try:
+            with self.stage("refine") as update:
+                result = refine(
+                    files["cube"], inputs, files["cube"], config, options=options, overwrite=True,
+                    progress=update,
+                )  # fmt: skip
+        except DataError as error:
+            if self.config.must_refine:
+                raise
+            warnings.warn(
+                f"the cube is not refined: {error.message} ({error.hint})",
+                SpectraliftWarning,
+                stacklevel=2,
+            )
+            return None
+        self.say(f"refine: {result.verdict} in {self.seconds['refine']:.1f} s")
         return result
 
     def _variable(self, name: str, ending: str) -> str:

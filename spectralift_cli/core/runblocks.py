@@ -20,6 +20,7 @@ from spectralift_cli.core.config import (
     InferConfig,
     MetricsConfig,
     Option,
+    RefineConfig,
     ReportConfig,
     SynthConfig,
     TrainConfig,
@@ -38,7 +39,6 @@ from spectralift_cli.core.formats import (
 )
 
 SCHEMA = "spectralift.run/1"
-_LATER = ("refine",)
 _MODES = ("standard", "published")
 
 _T = TypeVar("_T")
@@ -136,6 +136,14 @@ class InferFiles:
 
 
 @dataclass(frozen=True)
+class RefineFiles:
+    """Whether the sharp cube is made to agree with both images, and what is known of their blur."""
+
+    enabled: bool = key(True, "whether it is done at all")
+    psf_file: Path | None = key(None, "point spread function (default: the scene's, or found)")
+
+
+@dataclass(frozen=True)
 class MetricsModes:
     """Which conventions are scored, where it is more than one."""
 
@@ -161,6 +169,7 @@ BLOCKS: dict[str, tuple[type[Any], type[Any]]] = {
     "synth": (SynthFiles, SynthConfig),
     "train": (TrainFiles, TrainConfig),
     "infer": (InferFiles, InferConfig),
+    "refine": (RefineFiles, RefineConfig),
     "metrics": (MetricsModes, MetricsConfig),
     "report": (ReportFiles, ReportConfig),
 }
@@ -259,11 +268,6 @@ def check_names(names: Iterable[str], source: str) -> None:
         DataError: one is unknown, or comes with a later version.
     """
     for name in names:
-        if name in _LATER:
-            raise DataError(
-                f"{source}: the stage {name} is not part of a run in this version",
-                f"leave the block {name} out",
-            )
         if name not in BLOCKS and name != "schema":
             dotted = [f"{block}.{option}" for block in BLOCKS for option in block_keys(block)]
             raise unknown_key(name, ["schema", *BLOCKS, *dotted], source)

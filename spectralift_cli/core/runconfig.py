@@ -19,6 +19,7 @@ import yaml
 from spectralift_cli.core.config import (
     InferConfig,
     MetricsConfig,
+    RefineConfig,
     ReportConfig,
     SynthConfig,
     TrainConfig,
@@ -37,6 +38,7 @@ from spectralift_cli.core.runblocks import (
     BLOCKS,
     SCHEMA,
     InferFiles,
+    RefineFiles,
     SynthFiles,
     TrainFiles,
     block_keys,
@@ -56,6 +58,8 @@ class RunConfig:
         train: the training, with its files (which the scene replaces if one is made).
         infer: the inference, with its files.
         metrics: one config for each convention that is scored.
+        refine: the refinement, with its files; None where it is not done.
+        must_refine: whether an image that cannot be refined is an error, because that is asked for.
         needs_truth: whether a run without ground truth is an error, because scores are asked for.
         report: of report.html; None where it is not written.
         snapshot: the complete config, which makes the same run again.
@@ -68,6 +72,8 @@ class RunConfig:
     infer: tuple[InferFiles, InferConfig]
     metrics: tuple[MetricsConfig, ...]
     needs_truth: bool
+    refine: tuple[RefineFiles, RefineConfig] | None = None
+    must_refine: bool = False
     report: ReportConfig | None = None
     snapshot: Mapping[str, Any] = field(default_factory=dict)
     flat: FlatConfig | None = None
@@ -82,6 +88,11 @@ class RunConfig:
     def msi(self) -> Path | None:
         """The image to sharpen where it is not the scene's."""
         return self.infer[0].hr_msi or self.train[0].hr_msi
+
+    @property
+    def shows_one_ground(self) -> bool:
+        """Whether the image to sharpen is the one that belongs to the LR-HSI."""
+        return self.infer[0].hr_msi is None or self.infer[0].hr_msi == self.train[0].hr_msi
 
     @property
     def truth_is_impossible(self) -> bool:
@@ -150,7 +161,10 @@ def _native(merged: Mapping[str, Any], source: str) -> RunConfig:
     blocks.pop("schema", None)
     blocks.setdefault("report", None)  # a native run ends with one
     dotted = {name: value for name, value in merged.items() if "." in name}
-    config = _resolve(_with_dotted(blocks, dotted, source), source)
+    blocks = _with_dotted(blocks, dotted, source)
+    config = _resolve(blocks, source)
+    if "refine" not in blocks and config.shows_one_ground:
+        config = dataclasses.replace(config, refine=(RefineFiles(), RefineConfig()))
     return dataclasses.replace(config, snapshot=_snapshot(config))
 
 
@@ -195,13 +209,17 @@ def _resolve(blocks: Mapping[str, Any], source: str) -> RunConfig:
     train = build_block("train", blocks.get("train"), source)
     infer = build_block("infer", blocks.get("infer"), source)
     _check_files(synth, train[0], infer[0], source)
+    refine = build_block("refine", blocks["refine"], source) if "refine" in blocks else None
     several, one = build_block("metrics", blocks.get("metrics"), source)
     if several.modes and "mode" in blocks["metrics"]:
         raise DataError(f"{source}: metrics has both mode and modes", "keep one of them")
     metrics = tuple(dataclasses.replace(one, mode=mode) for mode in several.modes or (one.mode,))
     asked, look = build_block("report", blocks.get("report"), source)
-    report = look if "report" in blocks and asked.write else None
-    config = RunConfig(synth, train, infer, metrics, "metrics" in blocks, report)
+    config = RunConfig(
+        synth, train, infer, metrics, needs_truth="metrics" in blocks,
+        refine=refine if refine and refine[0].enabled else None, must_refine=refine is not None,
+        report=look if "report" in blocks and asked.write else None,
+    )  # fmt: skip
     if config.needs_truth and config.truth_is_impossible:
         raise DataError(
             f"{source}: metrics needs the ground truth of the image that is sharpened, which only "
@@ -241,6 +259,7 @@ def _snapshot(config: RunConfig) -> dict[str, Any]:
     own = () if config.synth is not None else (config.train[0],)
     found["train"] = plain(*own, config.train[1])
     found["infer"] = plain(*config.infer)
+    found["refine"] = plain(*config.refine) if config.refine else {"enabled": False}
     if config.needs_truth or (config.synth is not None and not config.truth_is_impossible):
         scored = plain(config.metrics[0])
         del scored["mode"]

@@ -1,0 +1,157 @@
+"""The LR-HSI's signal: a few components beyond its noise, both learned from the image.
+
+Factor analysis: the bands are divided by their noise's standard deviation, so that noise is alike
+in all of them; principal components beyond what noise alone could make hold the signal; what they
+leave tells each band's noise, and so on until both agree. The largest eigenvalue that noise alone
+makes of N pixels of B bands is (1 + sqrt(B / N))^2 (Marchenko and Pastur 1967; see Gavish and
+Donoho, IEEE Transactions on Information Theory 60 (2014), for its use as a threshold).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spectralift_cli.core.cube import FloatArray
+from spectralift_cli.core.errors import DataError
+
+Floats32 = NDArray[np.float32]
+
+MOST_COMPONENTS = 20  # beyond about 20 components nothing but noise was gained
+_ROUNDS = 6
+_BEYOND_NOISE = 1.2  # times the largest eigenvalue of noise
+# a band that the others explain too well would take all weight: none is quieter than this part
+# of the typical band, each relative to its own root mean square
+_QUIETEST = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class SignalSpace:
+    """Spectra = mean + noise_std * (basis @ z), z the coefficients; noise has variance 1 in each.
+
+    Args:
+        mean: (B,) of the LR-HSI.
+        noise_std: (B,) standard deviation of its noise, in units.
+        rms: (B,) its root mean square, in units.
+        basis: (B, K), orthonormal.
+    """
+
+    mean: FloatArray
+    noise_std: FloatArray
+    rms: FloatArray
+    basis: FloatArray
+
+    @property
+    def components(self) -> int:
+        """K."""
+        return int(self.basis.shape[1])
+
+    @classmethod
+    def of(
+        cls, total: FloatArray, squares: FloatArray, pixels: int, components: int | None = None
+    ) -> SignalSpace:
+        """Find the signal of spectra by their sums.
+
+        Args:
+            total: (B,) sum of the spectra.
+            squares: (B, B) sum of their outer products.
+            pixels: that were summed.
+            components: K; None to find it.
+
+        Raises:
+            DataError: fewer than 4 pixels, or an image of nothing.
+        """
+        bands = len(total)
+        if pixels < 4:
+            raise DataError(
+                f"{pixels} valid LR pixels are too few to tell signal from noise",
+                "give an LR-HSI with more valid pixels, and check its nodata value",
+            )
+        mean = total / pixels
+        covariance = squares / pixels - np.outer(mean, mean)
+        rms = np.sqrt(np.maximum(np.diag(squares) / pixels, 0))
+        if not rms.max() > 0:
+            raise DataError("the LR-HSI is zero everywhere", "check that it is the right file")
+        rms = np.maximum(rms, 1e-6 * rms.max())
+        deviation = _beyond_others(covariance / np.outer(rms, rms), pixels) * rms
+        rank = max(1, min(pixels - 1, bands))
+        most = min(MOST_COMPONENTS if components is None else components, max(1, rank - 1))
+        kept, axes = 1, np.eye(bands)[:, :1]
+        for round_ in range(_ROUNDS + 1):
+            whitened = covariance / np.outer(deviation, deviation)
+            values, vectors = _eigen(whitened)
+            kept = most
+            if components is None:
+                left_over = values[:rank][min(most, rank // 2) :]
+                floor = max(float(np.median(left_over)), 1e-12)
+                shape = min(bands, pixels) / max(bands, pixels)
+                edge = _BEYOND_NOISE * floor * (1 + np.sqrt(shape)) ** 2
+                kept = int(np.clip((values[:rank] > edge).sum(), 1, most))
+            axes = vectors[:, :kept]
+            if round_ == _ROUNDS:
+                break
+            left = np.eye(bands) - axes @ axes.T
+            residual = np.einsum("ij,jk,ik->i", left, whitened, left)
+            # what K axes take out of a band's noise, and of the pixels' degrees of freedom
+            freedom = np.maximum(1 - np.square(axes).sum(axis=1), 0.05)
+            freedom = freedom * max(pixels - 1 - kept, 1) / pixels
+            relative = deviation * np.sqrt(np.maximum(residual, 1e-12) / freedom) / rms
+            deviation = _not_too_quiet(relative) * rms
+        return cls(mean, deviation, rms, axes)
+
+    def coefficients(self, spectra: Floats32) -> Floats32:
+        """Return (..., K) of spectra (..., B) in units."""
+        project = (self.basis / self.noise_std[:, None]).astype(np.float32)
+        shift = self.mean.astype(np.float32)
+        return multiply(spectra - shift, project)
+
+    def spectra(self, coefficients: Floats32) -> Floats32:
+        """Return the change (..., B) in units that coefficients (..., K) stand for."""
+        return multiply(coefficients, (self.basis.T * self.noise_std).astype(np.float32))
+
+    def response(self, srf: FloatArray) -> FloatArray:
+        """Return (K, M) what the MSI sees of each coefficient.
+
+        Args:
+            srf: (M, B).
+        """
+        seen: FloatArray = self.basis.T @ (srf * self.noise_std).T
+        return seen
+
+
+def _beyond_others(correlation: FloatArray, pixels: int) -> FloatArray:
+    """Return (B,) a first guess of the noise: what no other band explains, 1 where pixels are few.
+
+    The variance of a band given all others is 1 over the diagonal of the inverse covariance (Roger
+    and Arnold, International Journal of Remote Sensing 17 (1996), regress on the others).
+    """
+    bands = len(correlation)
+    if pixels < 2 * bands:
+        return np.ones(bands)
+    ridge = 1e-9 * np.trace(correlation) / bands * np.eye(bands)
+    alone = 1 / np.diag(np.linalg.inv(correlation + ridge))
+    return _not_too_quiet(np.sqrt(np.maximum(alone, 1e-12) * pixels / (pixels - bands)))
+
+
+def _not_too_quiet(relative: FloatArray) -> FloatArray:
+    held: FloatArray = np.maximum(relative, _QUIETEST * np.median(relative))
+    return held
+
+
+def multiply(values: Floats32, matrix: Floats32) -> Floats32:
+    """Return values (..., B) @ matrix (B, K) by PyTorch, whose threads are ours to set."""
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])
+    made = torch.from_numpy(flat) @ torch.from_numpy(np.ascontiguousarray(matrix, np.float32))
+    return made.numpy().reshape(*values.shape[:-1], matrix.shape[1])
+
+
+def _eigen(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return eigenvalues, largest first, and eigenvectors with their largest entry positive."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy((matrix + matrix.T) / 2))
+    order = np.arange(len(matrix))[::-1]
+    axes = vectors.numpy()[:, order]
+    signs = np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
+    return values.numpy()[order], axes * signs

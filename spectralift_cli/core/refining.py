@@ -1,0 +1,282 @@
+"""Refinement as functions on files: what `refine`, `infer --refine` and `run` call."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spectralift_cli.core import pairs
+from spectralift_cli.core.checkpoint import load_checkpoint
+from spectralift_cli.core.config import InferConfig, RefineConfig
+from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.errors import OptionError
+from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.identity import identity
+from spectralift_cli.core.inference import InferResult
+from spectralift_cli.core.msi_bands import without_dropped
+from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.pairs import ResponseChoice
+from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.refinement.refine import (
+    Optical,
+    RefinePlan,
+    RefineResult,
+    plan_refinement,
+)
+from spectralift_cli.core.refinement.refine import refine as refine_cube
+from spectralift_cli.core.scene import Scene, open_scene
+from spectralift_cli.core.sensors.response import Srf
+from spectralift_cli.core.sensors.srf import read_srf
+from spectralift_cli.core.stages import (
+    AnyPath,
+    Execution,
+    Reading,
+    Storage,
+    infer,
+)
+
+_AS_FOUND, _AS_LR, _AS_MAY_BE = Reading(), Storage(), Execution()
+
+
+@dataclass(frozen=True)
+class RefineInputs:
+    """What a sharp cube is made to agree with: a scene, or loose files.
+
+    Args:
+        scene: a scene's folder; excludes the other files but the PSF.
+        lr_hsi: the blurry hyperspectral image.
+        hr_msi: the sharp multispectral image.
+        response: where the spectral response comes from, for loose files.
+        model: a checkpoint that knows the response, in its place.
+        psf_file: point spread function; None for the scene's, or to find one from the images.
+        reading: how to read the cube.
+        lr_reading: how to read a loose LR-HSI.
+        msi_reading: how to read a loose HR-MSI.
+    """
+
+    scene: Path | None = None
+    lr_hsi: Path | None = None
+    hr_msi: Path | None = None
+    response: ResponseChoice = field(default_factory=ResponseChoice)
+    model: Path | None = None
+    psf_file: Path | None = None
+    reading: Reading = _AS_FOUND
+    lr_reading: Reading = _AS_FOUND
+    msi_reading: Reading = _AS_FOUND
+
+
+def refine(
+    cube: AnyPath,
+    inputs: RefineInputs,
+    output: AnyPath,
+    config: RefineConfig | None = None,
+    *,
+    options: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> RefineResult:
+    """Make a sharp cube agree with the two images it stands for.
+
+    Args:
+        cube: the estimate, on the HR-MSI's grid and in the LR-HSI's units, from whatever source.
+        inputs: the images and what is known of how they relate.
+        output: the refined cube; the ending chooses the format.
+        config: how; None for the defaults.
+        options: creation options of the output's format.
+        overwrite: replace an existing output.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: a file is damaged, or the images do not fit each other.
+        OptionError: inputs that exclude each other, or too few.
+        OutputExistsError: the output exists and `overwrite` is false.
+    """
+    with _open_refining(cube, inputs) as opened:
+        return refine_cube(
+            opened.cube, opened.lr_hsi, opened.hr_msi, opened.srf, opened.placement, Path(output),
+            config or RefineConfig(), optical=opened.optical, options=options,
+            memory_bytes=inputs.reading.memory_bytes, inputs=opened.identities(),
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+
+
+def plan_refine(cube: AnyPath, inputs: RefineInputs) -> RefinePlan:
+    """Return what `refine` would do and need."""
+    with _open_refining(cube, inputs) as opened:
+        return plan_refinement(
+            opened.cube, opened.lr_hsi, opened.hr_msi, opened.srf, opened.placement,
+            optical=opened.optical, memory_bytes=inputs.reading.memory_bytes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Refining:
+    """The open images of a refinement with what relates them."""
+
+    cube: CubeReader
+    lr_hsi: CubeReader
+    hr_msi: CubeReader
+    srf: Srf
+    placement: Placement
+    optical: Optical
+    files: Mapping[str, Path]
+
+    def identities(self) -> dict[str, Any]:
+        """Return what identifies the inputs."""
+        cubes = {"cube": self.cube, "lr_hsi": self.lr_hsi, "hr_msi": self.hr_msi}
+        return {
+            **{role: identity(*reader.files) for role, reader in cubes.items()},
+            **{role: identity(path) for role, path in self.files.items()},
+        }
+
+
+def refine_inputs(
+    model: AnyPath,
+    image: AnyPath,
+    *,
+    lr_hsi: Path | None = None,
+    psf_file: Path | None = None,
+    reading: Reading = _AS_FOUND,
+) -> RefineInputs:
+    """Return what the cube that `infer` makes of an image is refined with.
+
+    Args:
+        model: the checkpoint, which knows the response.
+        image: the HR-MSI, or a scene.
+        lr_hsi: the blurry hyperspectral image; None for the scene's.
+        psf_file: see `RefineInputs`.
+        reading: how to read the HR-MSI.
+
+    Raises:
+        OptionError: no LR-HSI for a loose image, or one beside a scene's.
+    """
+    path, scene = pairs.sharp_image(Path(image))
+    memory = Reading(memory_bytes=reading.memory_bytes)
+    if scene is not None:
+        if lr_hsi is not None:
+            raise OptionError("a scene excludes --lr-hsi", "a scene brings its own files")
+        return RefineInputs(scene=scene.folder, psf_file=psf_file, reading=memory)
+    if lr_hsi is None:
+        raise OptionError(
+            "--refine needs the blurry hyperspectral image, too", "give --lr-hsi FILE, or a scene"
+        )
+    return RefineInputs(
+        lr_hsi=lr_hsi, hr_msi=path, model=Path(model), psf_file=psf_file, reading=memory,
+        lr_reading=memory, msi_reading=reading,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """What `infer_refined` did, stage by stage."""
+
+    inferred: InferResult
+    refined: RefineResult
+
+
+def infer_refined(
+    model: AnyPath,
+    image: AnyPath,
+    output: AnyPath,
+    config: InferConfig | None = None,
+    refining: RefineConfig | None = None,
+    *,
+    inputs: RefineInputs,
+    stored: Storage = _AS_LR,
+    batch_size: int | None = None,
+    reading: Reading = _AS_FOUND,
+    execution: Execution = _AS_MAY_BE,
+    overwrite: bool = False,
+) -> Refined:
+    """Write the sharp cube of an HR-MSI, made to agree with both images; see `infer`, `refine`.
+
+    The cube in between lies beside the output while it is needed, in a private folder.
+
+    Args:
+        model: a checkpoint.
+        image: the HR-MSI, or a scene that holds one.
+        output: the cube; the ending chooses the format.
+        config: of the inference; None for the defaults.
+        refining: of the refinement; None for the defaults.
+        inputs: the images of the refinement.
+        stored: see `infer`.
+        batch_size: see `infer`.
+        reading: see `infer`.
+        execution: see `infer`; its progress is called for each stage in turn.
+        overwrite: replace an existing output.
+
+    Raises:
+        DataError: see `infer` and `refine`.
+        OutputExistsError: the output exists and `overwrite` is false.
+    """
+    output = Path(output)
+    with Staging(output, overwrite=overwrite) as aside:
+        estimate = aside.path().with_name("estimate.npy")
+        inferred = infer(
+            model, image, estimate, config,
+            stored=dataclasses.replace(stored, options=None), batch_size=batch_size,
+            reading=reading, execution=execution,
+        )  # fmt: skip
+        refined = refine(
+            estimate, inputs, output, refining, options=stored.options, overwrite=overwrite,
+            progress=execution.progress,
+        )  # fmt: skip
+    return Refined(inferred, refined)
+
+
+@contextlib.contextmanager
+def _open_refining(cube: AnyPath, inputs: RefineInputs) -> Iterator[_Refining]:
+    if inputs.scene is not None:
+        loose = inputs.lr_hsi or inputs.hr_msi or inputs.model
+        if loose or inputs.response != ResponseChoice():
+            raise OptionError("a scene excludes loose files", "a scene brings its own files")
+    elif inputs.lr_hsi is None or inputs.hr_msi is None:
+        raise OptionError(
+            "the images that the cube stands for are not known",
+            "give --scene SCENE, or --lr-hsi FILE and --hr-msi FILE",
+        )
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(inputs.reading.open(cube))
+        scene = None if inputs.scene is None else open_scene(inputs.scene)
+        if scene is not None:
+            lr, sharp = (stack.enter_context(scene.open(role)) for role in ("lr_hsi", "hr_msi"))
+            srf = read_srf(
+                scene.path("srf"), lr.meta.wavelengths_nm, lr.meta.fwhm_nm, lr.meta.bands
+            )
+            placement = pairs.scene_placement(scene, lr.meta, sharp.meta)
+            files = {"srf": scene.path("srf")}
+        else:
+            lr = stack.enter_context(inputs.lr_reading.open(str(inputs.lr_hsi)))
+            sharp = stack.enter_context(inputs.msi_reading.open(str(inputs.hr_msi), allow_2d=True))
+            srf, files = _response_of(inputs, lr)
+            sharp = without_dropped(sharp, srf)
+            placement = place(lr.meta, sharp.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
+        optical, psf_file = _blur_of(inputs, scene)
+        if psf_file is not None:
+            files["psf"] = psf_file
+        yield _Refining(reader, lr, sharp, srf, placement, optical, files)
+
+
+def _response_of(inputs: RefineInputs, lr: CubeReader) -> tuple[Srf, dict[str, Path]]:
+    if inputs.model is None:
+        srf = pairs.find_response(inputs.response, lr.meta, inputs.lr_hsi)
+        file = inputs.response.srf_file
+        return srf, {} if file is None else {"srf": file}
+    if inputs.response != ResponseChoice():
+        raise OptionError(
+            "the model knows the response already", "leave --srf-file and its like out, or --model"
+        )
+    return load_checkpoint(inputs.model).srf, {"model": inputs.model}
+
+
+def _blur_of(inputs: RefineInputs, scene: Scene | None) -> tuple[Optical, Path | None]:
+    if inputs.psf_file is not None:
+        return Optical(read_psf(inputs.psf_file)), inputs.psf_file
+    if scene is not None and scene.has("psf"):
+        path = scene.path("psf")
+        return Optical(read_psf(path), scene.psf_includes_footprint), path
+    return Optical(), None
