@@ -1,0 +1,77 @@
+"""The LR pixels of one image as training rows, for candidates with and without a prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectralift_cli.core.auto.lines import Features, pixel_features, prior_features
+from spectralift_cli.core.coarse import ScalePairs, Subspace, filled, scale_pairs
+from spectralift_cli.core.cube import BoolArray
+
+FloatPixels = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+_COMPONENTS = 12  # of the prior: more hold noise, fewer lose rare spectra
+_LEARNING_SCALE, _JUDGING_SCALE = 2, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Training rows of one kind of candidate: LR pixels (flat indices of the grid) and what is seen."""
+
+    pixels: NDArray[np.int64]
+    u: FloatPixels
+    y: FloatPixels
+
+    def where(self, chosen: BoolArray) -> Sample:
+        """Return the rows of the LR pixels that are chosen: (h w,) of bool."""
+        kept = chosen[self.pixels]
+        return Sample(self.pixels[kept], self.u[kept], self.y[kept])
+
+
+class Problem:
+    """The LR pixels of one image, with the prior on its grid."""
+
+    def __init__(
+        self,
+        lr_msi: FloatPixels,
+        lr_hsi: FloatPixels,
+        srf: Floats,
+        valid: BoolArray,
+        shape: tuple[int, int],
+        seed: int,
+    ) -> None:
+        self.shape, self.valid, self.srf = shape, valid, srf
+        self.x, self.y = lr_msi, lr_hsi
+        self._row_of = np.cumsum(valid) - 1  # flat index -> row of x and y
+        pixels = np.flatnonzero(valid)
+        self.pixel = Sample(pixels, lr_msi, lr_hsi)
+        self.subspace = Subspace.of(lr_hsi, _COMPONENTS)
+        grid = np.zeros((valid.size, len(self.subspace.basis)), np.float32)
+        grid[pixels] = self.subspace.scores(lr_hsi)
+        self.grid = filled(grid.reshape(*shape, -1), valid.reshape(shape))
+        self.learning: Sample | None = None
+        self.judging: Sample | None = None
+        if not len(self.subspace.basis):  # all spectra are the same
+            return
+        rng, noise = np.random.default_rng(seed), self.subspace.noise
+        self.learning = self._sample(scale_pairs(self.grid, _LEARNING_SCALE, noise, rng))
+        self.judging = self._sample(scale_pairs(self.grid, _JUDGING_SCALE, noise, rng))
+        if self.judging is None:
+            self.judging = self.learning
+
+    def _sample(self, pairs: ScalePairs | None) -> Sample | None:
+        if pairs is None:
+            return None
+        pairs = pairs.where(self.valid)
+        rows = self._row_of[pairs.pixels]
+        return Sample(pairs.pixels, np.hstack([self.x[rows], pairs.scores]), self.y[rows])
+
+    def features(self, sample: Sample) -> Features:
+        """Return the features of a sample by its number of columns."""
+        if sample.u.shape[1] == self.x.shape[1]:
+            return pixel_features(sample.u, self.y.shape[1])
+        return prior_features(sample.u, self.srf, self.subspace)
