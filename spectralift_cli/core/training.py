@@ -262,7 +262,7 @@ def train(
     if config.preset == "auto":
         found = fit_auto(
             data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
-            threads=threads, progress=progress,
+            device=device or torch.device("cpu"), threads=threads, progress=progress,
         )  # fmt: skip
         history = History(np.zeros(0), np.zeros(0))
     else:

@@ -23,10 +23,11 @@ from spectralift_cli.core.auto.samples import Problem
 from spectralift_cli.core.auto.search import EFFORTS, RIDGE_SPLITS, AutoFit, Effort, Search
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, Progress, no_progress
-from spectralift_cli.core.devices import one_thread_each
+from spectralift_cli.core.devices import on_device, one_thread_each
 from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.holdout import block_splits
 from spectralift_cli.core.kernelfit import fit_kernel
+from spectralift_cli.core.netfit import CPU
 
 __all__ = ["CANDIDATES", "EFFORTS", "LEAST_PIXELS", "AutoFit", "Effort", "fit_auto"]
 
@@ -54,6 +55,7 @@ def fit_auto(
     shape: tuple[int, int],
     config: TrainConfig,
     *,
+    device: torch.device = CPU,
     threads: int | None = None,
     progress: Progress = no_progress,
 ) -> AutoFit:
@@ -66,20 +68,22 @@ def fit_auto(
         valid: (h w,) which pixels of the image these are.
         shape: (h, w) of the image.
         config: effort, model by name, seed.
+        device: where the networks and kernels are fitted.
         threads: at most; None for all this process may use. Changes no byte of the result.
         progress: called as progress(fits done, all fits).
     """
-    with one_thread_each():
-        return _fit_auto(lr_msi, lr_hsi, srf, valid, shape, config, threads, progress)
+    with one_thread_each(), on_device(device):
+        return _fit_auto(lr_msi, lr_hsi, srf, valid, shape, config, device, threads, progress)
 
 
 def _fit_auto(
     lr_msi: FloatPixels, lr_hsi: FloatPixels, srf: Floats, valid: BoolArray,
-    shape: tuple[int, int], config: TrainConfig, threads: int | None, progress: Progress,
+    shape: tuple[int, int], config: TrainConfig, device: torch.device, threads: int | None,
+    progress: Progress,
 ) -> AutoFit:  # fmt: skip
     problem = Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed)
     if config.model == "kernel" and len(lr_msi) >= LEAST_PIXELS:
-        return _kernel(problem, config.seed)
+        return _kernel(problem, config.seed, device)
     wanted = _OF_MODEL[config.model or "ensemble"]  # a kernel of few pixels is a line
     samples = {False: problem.pixel, True: problem.learning}
     wanted = tuple(name for name in wanted if samples[name.startswith("prior")] is not None)
@@ -93,7 +97,7 @@ def _fit_auto(
                 stacklevel=2,
             )
         return _linear_only(problem)
-    return Search(problem, wanted, config, threads, progress).run()
+    return Search(problem, wanted, config, device, threads, progress).run()
 
 
 def _linear_only(problem: Problem) -> AutoFit:
@@ -117,13 +121,13 @@ def _linear_only(problem: Problem) -> AutoFit:
     )  # fmt: skip
 
 
-def _kernel(problem: Problem, seed: int) -> AutoFit:
+def _kernel(problem: Problem, seed: int, device: torch.device) -> AutoFit:
     """Fit the kernel model, its length scale and noise chosen on held-out blocks."""
     sample = problem.pixel
     (line,) = fit_lines(sample.u, sample.y, problem.features(sample), RIDGES[:1])
     z = line.features(sample.u)
     splits = block_splits(problem.shape, problem.valid)[:RIDGE_SPLITS]
-    fit = fit_kernel(z, sample.y - line(sample.u), sample.pixels, splits, seed)
+    fit = fit_kernel(z, sample.y - line(sample.u), sample.pixels, splits, seed, device)
     factor = _SQRT5 / fit.length
     arrays: dict[str, Any] = {
         "factor": np.diag(line.features.matrix) * factor,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spectralift_cli.core.auto.lines import Line
 from spectralift_cli.core.auto.samples import Problem
-from spectralift_cli.core.netfit import Nets, NetSize, fit_nets
+from spectralift_cli.core.netfit import CPU, Nets, NetSize, fit_nets
 
 FloatPixels = NDArray[np.float32]
 
@@ -40,13 +40,20 @@ class Part:
         return [line, line + self.nets(z)]
 
 
-def fit_part(u: FloatPixels, y: FloatPixels, line: Line, size: NetSize, seed: int) -> Part:
+def fit_part(
+    u: FloatPixels,
+    y: FloatPixels,
+    line: Line,
+    size: NetSize,
+    seed: int,
+    device: torch.device = CPU,
+) -> Part:
     """Fit networks to what a line leaves over at pixels (n, seen) with spectra (n, B)."""
     z = line.features(u)
     residual = y - line(u)
     scale = residual.std(axis=0)
     scale = np.maximum(scale, 1e-3 * float(scale.max(initial=0)) + 1e-9).astype(np.float32)
-    nets = fit_nets(z, residual, scale, size, seed) if size.members else None
+    nets = fit_nets(z, residual, scale, size, seed, device) if size.members else None
     low, high = z.min(axis=0) - _MARGIN, z.max(axis=0) + _MARGIN
     return Part(line, nets, low.astype(np.float32), high.astype(np.float32))
 
@@ -79,7 +86,7 @@ def distilled(part: Part, u: FloatPixels, size: NetSize, seed: int, allowed: flo
     wanted = part.nets(shown)
     scale = np.maximum(wanted.std(axis=0), 1e-3 * float(wanted.std()) + 1e-9)
     alone = replace(size, members=1, steps=int(_STUDENT_STEPS * size.steps))
-    student = fit_nets(shown, wanted, scale, alone, seed)
+    student = fit_nets(shown, wanted, scale, alone, seed, part.nets.out.device)
     unseen = combinations(4096)
     difference = student(unseen) - part.nets(unseen)
     if float(np.sqrt(np.square(difference, dtype=np.float64).mean())) > allowed:
@@ -110,7 +117,7 @@ def part_tensors(problem: Problem, part: Part, net_share: float) -> dict[str, Te
         arrays |= {"low": part.low, "high": part.high}
     tensors = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
     if nets is not None:
-        tensors |= {f"weights.{i}": w.clone() for i, w in enumerate(nets.weights)}
-        tensors |= {f"biases.{i}": b.clone() for i, b in enumerate(nets.biases)}
-        tensors |= {"out": nets.out * net_share, "out_bias": nets.out_bias * net_share}
+        tensors |= {f"weights.{i}": w.clone().cpu() for i, w in enumerate(nets.weights)}
+        tensors |= {f"biases.{i}": b.clone().cpu() for i, b in enumerate(nets.biases)}
+        tensors |= {"out": nets.out.cpu() * net_share, "out_bias": nets.out_bias.cpu() * net_share}
     return tensors

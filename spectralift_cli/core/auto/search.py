@@ -85,6 +85,7 @@ class Search:
         problem: Problem,
         wanted: tuple[str, ...],
         config: TrainConfig,
+        device: torch.device,
         threads: int | None,
         progress: Progress,
     ) -> None:
@@ -92,7 +93,9 @@ class Search:
         self._wanted = wanted
         self._seed = config.seed
         self._effort = EFFORTS[config.effort]
-        self._threads = check_threads(threads)
+        self._device = device
+        # one thread keeps a GPU busy; several would only take turns at it
+        self._threads = check_threads(threads) if device.type == "cpu" else 1
         self._progress = progress
         self._done, self._all = 0, 1
         self._samples: dict[bool, Sample] = {}
@@ -156,7 +159,7 @@ class Search:
         features = replace(self._problem.features(sample), lines=self._lines[kind])
         (line,) = fit_lines(sample.u, sample.y, features, [ridge])
         seed = (self._seed * 1024 + 2 * number + kind) % 2**63
-        part = fit_part(sample.u, sample.y, line, size, seed)
+        part = fit_part(sample.u, sample.y, line, size, seed, self._device)
         if size.members:
             self._done += 1
             self._progress(min(self._done, self._all), self._all)
