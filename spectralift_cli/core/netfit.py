@@ -126,6 +126,7 @@ def fit_nets(
     size: NetSize,
     seed: int,
     device: torch.device = CPU,
+    noise: FloatPixels | None = None,
 ) -> Nets:
     """Fit networks z -> targets by the mean absolute error; their output starts at zero.
 
@@ -137,6 +138,8 @@ def fit_nets(
         size: of the networks and the fit.
         seed: of the weights and the order of pixels.
         device: where the fit runs and the networks stay.
+        noise: (M, D); white noise of M dimensions @ this is added to the features, afresh each
+            time a pixel is used. None for none.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs, wanted = torch.tensor(z, device=device), torch.tensor(targets, device=device)
@@ -151,19 +154,27 @@ def fit_nets(
     for index in range(size.layers):  # the last layer stays zero
         deviation = math.sqrt(2 / widths[index])
         with torch.no_grad():
-            drawn = torch.empty(shapes[2 * index]).normal_(0, deviation, generator=generator)
-            parameters[2 * index].copy_(drawn)
+            initial = torch.empty(shapes[2 * index]).normal_(0, deviation, generator=generator)
+            parameters[2 * index].copy_(initial)
     batch = min(size.batch, count)
     share = 1 / (batch * float(torch.tensor(scale).sum()))
     order = torch.empty(members, 0, dtype=torch.long, device=device)
+    spread = None if noise is None or not noise.any() else torch.tensor(noise, device=device)
+    drawn = torch.empty(members, 0, len(() if noise is None else noise), device=device)
     for step in range(size.steps):
         done = step / size.steps
         rate = min(1, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
         if order.shape[1] < batch:
             fresh = [torch.randperm(count, generator=generator) for _ in range(members)]
             order = torch.cat([order, torch.stack(fresh).to(device)], 1)
+            if spread is not None:
+                white = torch.randn(members, count, len(spread), generator=generator)
+                drawn = torch.cat([drawn, white.to(device)], 1)
         chosen, order = order[:, :batch].reshape(-1), order[:, batch:]
         y = inputs.index_select(0, chosen).view(members, batch, -1)
+        if spread is not None:
+            y = y + drawn[:, :batch] @ spread
+            drawn = drawn[:, batch:]
         for layer in range(size.layers):
             inner = silu(torch.baddbmm(parameters[2 * layer + 1], y, parameters[2 * layer]))
             y = inner if layer == 0 else inner + y

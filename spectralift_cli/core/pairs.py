@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from spectralift_cli.core.config import SynthConfig
 from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.errors import DataError, OptionError
+from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.operators.psf import psf_radius_px
 from spectralift_cli.core.scene import Scene, is_scene, open_scene
 from spectralift_cli.core.sensors.response import (
     Srf,
@@ -72,6 +75,16 @@ def find_response(choice: ResponseChoice, hsi: CubeMeta, source: object) -> Srf:
         )
     srf = documented_srf(choice.num_msi_bands, hsi.wavelengths_nm, choice.fwhm_factor)
     return check_coverage(srf, drop=choice.drop_uncovered_bands)
+
+
+def psf_radius_lr_px(scene: Scene) -> int | None:
+    """Return how far the PSF of a scene reaches in LR pixels, at least 1, or None if it has none.
+
+    That is the radius of 99 % of |kernel|, rounded up.
+    """
+    if not scene.has("psf"):
+        return None
+    return max(1, math.ceil(psf_radius_px(read_psf(scene.path("psf"))) / scene.ratio))
 
 
 def sharp_image(path: Path) -> tuple[Path, Scene | None]:

@@ -139,7 +139,8 @@ class TrainInputs:
     Args:
         scene: a scene's folder; excludes the others.
         lr_hsi: the blurry hyperspectral image.
-        hr_msi: the sharp multispectral image, to check that its bands are the response's.
+        hr_msi: the sharp multispectral image: its bands must be the response's, and preset auto
+            learns its noise.
         response: where the spectral response comes from, for loose files.
         reading: how to read the LR-HSI.
     """
@@ -159,6 +160,16 @@ class _Opened:
     srf: Srf
     scaling: Scaling | None
     identities: dict[str, Mapping[str, object]]
+    hr_msi: CubeReader | None = None
+    psf_radius_lr_px: int | None = None
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.reader.close()
+        if self.hr_msi is not None:
+            self.hr_msi.close()
 
 
 def _open_training(inputs: TrainInputs) -> _Opened:
@@ -173,33 +184,42 @@ def _open_training(inputs: TrainInputs) -> _Opened:
     if inputs.lr_hsi is None:
         raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
     reader = inputs.reading.open(inputs.lr_hsi)
+    msi: CubeReader | None = None
     try:
         srf = pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
         identities: dict[str, Mapping[str, object]] = {}
         if inputs.response.srf_file is not None:
             identities["srf"] = identity(inputs.response.srf_file)
         if inputs.hr_msi is not None:
-            with open_cube(inputs.hr_msi, allow_2d=True) as msi:
-                _check_bands(msi, srf, inputs.response.srf_file)
-                identities["hr_msi"] = identity(*msi.files)
+            msi = open_cube(inputs.hr_msi, allow_2d=True)
+            _check_bands(msi, srf, inputs.response.srf_file)
+            identities["hr_msi"] = identity(*msi.files)
+            msi = _without_dropped(msi, srf)
     except BaseException:
         reader.close()
+        if msi is not None:
+            msi.close()
         raise
-    return _Opened(reader, srf, None, identities)
+    return _Opened(reader, srf, None, identities, msi)
 
 
 def _open_scene_training(scene: Scene) -> _Opened:
     reader = scene.open("lr_hsi")
+    msi: CubeReader | None = None
     try:
         meta = reader.meta
         srf = read_srf(scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
-        with scene.open("hr_msi") as msi:
-            _check_bands(msi, srf, scene.path("srf"))
+        msi = scene.open("hr_msi")
+        _check_bands(msi, srf, scene.path("srf"))
+        radius = pairs.psf_radius_lr_px(scene)
     except BaseException:
         reader.close()
+        if msi is not None:
+            msi.close()
         raise
     scaling = Scaling() if scene.data_scaled else None
-    return _Opened(reader, srf, scaling, {"scene": scene.identity()})
+    identities: dict[str, Mapping[str, object]] = {"scene": scene.identity()}
+    return _Opened(reader, srf, scaling, identities, _without_dropped(msi, srf), radius)
 
 
 def _without_dropped(msi: CubeReader, srf: Srf) -> CubeReader:
@@ -275,11 +295,11 @@ def train(
             f"{state}: a training that was killed left its state",
             "--resume continues it, --overwrite starts afresh",
         )
-    opened = _open_training(inputs)
-    with opened.reader as reader:
+    with _open_training(inputs) as opened:
         trained = train_model(
-            reader, opened.srf, config,
-            scaling=opened.scaling, device=device, threads=execution.threads,
+            opened.reader, opened.srf, config,
+            scaling=opened.scaling, hr_msi=opened.hr_msi,
+            psf_radius_lr_px=opened.psf_radius_lr_px, device=device, threads=execution.threads,
             progress=execution.progress, announce=announce, state_path=state,
             save_every_s=save_every_s, resume=resume, inputs=opened.identities,
         )  # fmt: skip
@@ -292,9 +312,8 @@ def train(
 
 def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
-    opened = _open_training(inputs)
-    with opened.reader as reader:
-        return plan_training(load_pairs(reader, opened.srf, scaling=opened.scaling), config)
+    with _open_training(inputs) as opened:
+        return plan_training(load_pairs(opened.reader, opened.srf, scaling=opened.scaling), config)
 
 
 def _check_absent(path: Path, overwrite: bool, *, apart_from: Sequence[AnyPath] = ()) -> None:

@@ -1,7 +1,7 @@
 """Fit a spectral inverter to the pixels of an LR-HSI.
 
 The LR-MSI is the LR-HSI seen through the SRF; the network learns the way back, pixel by pixel. The
-network sees neither the HR-MSI nor a ground truth (Shah and Duarte, arXiv 2507.13339).
+network sees no ground truth (Shah and Duarte, arXiv 2507.13339), and preset paper's no HR-MSI.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import REFUSED_BELOW, WARNED_BELOW, Srf
+from spectralift_cli.core.sharplook import look_at
 
 __all__ = [
     "Fitted",
@@ -224,6 +225,8 @@ def train(
     config: TrainConfig,
     *,
     scaling: Scaling | None = None,
+    hr_msi: CubeReader | None = None,
+    psf_radius_lr_px: int | None = None,
     device: torch.device | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
@@ -243,6 +246,10 @@ def train(
         srf: (M, B) weights over its bands.
         config: how.
         scaling: from units to the network's range; None chooses it from the LR-HSI.
+        hr_msi: the sharp image in the LR-HSI's units, of which preset auto learns noise, contrast and
+            some pixels (`look_at`); None for nothing.
+        psf_radius_lr_px: of the PSF between the images, by which preset auto keeps held-out LR pixels
+            apart from the others; None where it is not known.
         device: where; None for the processor.
         threads: at most; None for all this process may use. Changes no byte of the result.
         progress: called as progress(epochs done, all epochs).
@@ -260,9 +267,13 @@ def train(
     if announce is not None:
         announce(plan)
     if config.preset == "auto":
+        with one_thread_each():
+            sharp = None if hr_msi is None else look_at(hr_msi)
         found = fit_auto(
             data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
-            device=device or torch.device("cpu"), threads=threads, progress=progress,
+            sharp=None if sharp is None else sharp.scaled(data.scaling),
+            psf_radius_lr_px=psf_radius_lr_px, device=device or torch.device("cpu"),
+            threads=threads, progress=progress,
         )  # fmt: skip
         history = History(np.zeros(0), np.zeros(0))
     else:

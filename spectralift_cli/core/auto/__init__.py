@@ -5,7 +5,8 @@ LR-HSI interpolated at the pixel (the coarse prior). Every candidate is fitted t
 pixels and scored on the others, in spatial blocks; the prior stands there for the image averaged
 over 4 x 4 pixels, so that it is judged across such a gap of scales as it will have to bridge,
 while it learns from the smaller gap of 2 x 2, where more pixels are left. The weights that score
-best decide; nothing else does, and no ground truth or HR-MSI takes part.
+best decide; nothing else does, and no ground truth takes part. Of the HR-MSI, where there is one,
+only the noise, the contrast and, to distil, some pixels take part (`SharpLook`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, Progress, no_progress
 from spectralift_cli.core.devices import on_device, one_thread_each
 from spectralift_cli.core.errors import SpectraliftWarning
-from spectralift_cli.core.holdout import block_splits
 from spectralift_cli.core.kernelfit import fit_kernel
 from spectralift_cli.core.netfit import CPU
+from spectralift_cli.core.sharplook import SharpLook
 
 __all__ = ["CANDIDATES", "EFFORTS", "LEAST_PIXELS", "AutoFit", "Effort", "fit_auto"]
 
@@ -55,6 +56,8 @@ def fit_auto(
     shape: tuple[int, int],
     config: TrainConfig,
     *,
+    sharp: SharpLook | None = None,
+    psf_radius_lr_px: int | None = None,
     device: torch.device = CPU,
     threads: int | None = None,
     progress: Progress = no_progress,
@@ -68,30 +71,35 @@ def fit_auto(
         valid: (h w,) which pixels of the image these are.
         shape: (h, w) of the image.
         config: effort, model by name, seed.
+        sharp: what is known of the HR-MSI, scaled; None for nothing.
+        psf_radius_lr_px: guard band around held-out pixels; None where the PSF is not known.
         device: where the networks and kernels are fitted.
         threads: at most; None for all this process may use. Changes no byte of the result.
         progress: called as progress(fits done, all fits).
     """
     with one_thread_each(), on_device(device):
-        return _fit_auto(lr_msi, lr_hsi, srf, valid, shape, config, device, threads, progress)
+        problem = Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed, sharp, psf_radius_lr_px)
+        return _fit_auto(problem, config, device, threads, progress)
 
 
 def _fit_auto(
-    lr_msi: FloatPixels, lr_hsi: FloatPixels, srf: Floats, valid: BoolArray,
-    shape: tuple[int, int], config: TrainConfig, device: torch.device, threads: int | None,
+    problem: Problem,
+    config: TrainConfig,
+    device: torch.device,
+    threads: int | None,
     progress: Progress,
-) -> AutoFit:  # fmt: skip
-    problem = Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed)
-    if config.model == "kernel" and len(lr_msi) >= LEAST_PIXELS:
+) -> AutoFit:
+    pixels = len(problem.x)
+    if config.model == "kernel" and pixels >= LEAST_PIXELS:
         return _kernel(problem, config.seed, device)
     wanted = _OF_MODEL[config.model or "ensemble"]  # a kernel of few pixels is a line
     samples = {False: problem.pixel, True: problem.learning}
     wanted = tuple(name for name in wanted if samples[name.startswith("prior")] is not None)
-    few = len(lr_msi) < LEAST_PIXELS
+    few = pixels < LEAST_PIXELS
     if few or not wanted:
         if wanted != ("linear",):
             warnings.warn(
-                f"{len(lr_msi)} LR pixels are too few to hold blocks of them out (at least "
+                f"{pixels} LR pixels are too few to hold blocks of them out (at least "
                 f"{LEAST_PIXELS}): the linear model is fitted, its ridge chosen pixel by pixel",
                 SpectraliftWarning,
                 stacklevel=2,
@@ -106,7 +114,7 @@ def _linear_only(problem: Problem) -> AutoFit:
     z = with_ones(features(sample.u))
     errors, ridges = [], (*RIDGES, 1.0, 10.0)
     for ridge in ridges:
-        hat = z @ np.linalg.solve(z.T @ z + penalty(ridge, *z.shape), z.T)
+        hat = z @ np.linalg.solve(z.T @ z + penalty(features, ridge, len(z)), z.T)
         left = (sample.y - hat @ sample.y) / np.maximum(1 - np.diag(hat), 1e-6)[:, None]
         errors.append(float(np.square(left).mean()))
     best = int(np.argmin(errors))
@@ -126,7 +134,7 @@ def _kernel(problem: Problem, seed: int, device: torch.device) -> AutoFit:
     sample = problem.pixel
     (line,) = fit_lines(sample.u, sample.y, problem.features(sample), RIDGES[:1])
     z = line.features(sample.u)
-    splits = block_splits(problem.shape, problem.valid)[:RIDGE_SPLITS]
+    splits = problem.splits()[:RIDGE_SPLITS]
     fit = fit_kernel(z, sample.y - line(sample.u), sample.pixels, splits, seed, device)
     factor = _SQRT5 / fit.length
     arrays: dict[str, Any] = {

@@ -29,12 +29,14 @@ class Features:
         shift: (D,)
         lines: how many of the features the linear part uses, the first ones.
         base: (seen, B) and (B,) what the linear part corrects: nothing, or the prior itself.
+        noise: (M, D); the HR-MSI's noise in the features is M white dimensions @ this.
     """
 
     matrix: Floats
     shift: Floats
     lines: int
     base: tuple[Floats, Floats]
+    noise: Floats
 
     def __call__(self, u: FloatPixels) -> FloatPixels:
         """Return (n, D) features of (n, seen)."""
@@ -62,15 +64,21 @@ def _deviation(values: FloatPixels) -> tuple[Floats, Floats]:
     return values.mean(axis=0, dtype=np.float64), inverse
 
 
-def pixel_features(lr_msi: FloatPixels, bands: int) -> Features:
-    """Return the features of a candidate without a prior: the MSI (n, M), standardised."""
+def pixel_features(lr_msi: FloatPixels, bands: int, noise: Floats) -> Features:
+    """Return the features of a candidate without a prior: the MSI (n, M), standardised.
+
+    Args:
+        lr_msi: (n, M).
+        bands: B, of the spectra.
+        noise: (M, M); the HR-MSI's noise is M white dimensions @ this.
+    """
     mean, inverse = _deviation(lr_msi)
     count = lr_msi.shape[1]
     base = np.zeros((count, bands)), np.zeros(bands)
-    return Features(np.diag(inverse), -mean * inverse, count, base)
+    return Features(np.diag(inverse), -mean * inverse, count, base, noise * inverse)
 
 
-def prior_features(u: FloatPixels, srf: Floats, subspace: Subspace) -> Features:
+def prior_features(u: FloatPixels, srf: Floats, subspace: Subspace, noise: Floats) -> Features:
     """Features of u = [MSI (M), scores (K)]: the MSI, what it has beyond the prior's, the scores."""
     count, seen = len(srf), len(subspace.basis)
     mean, inverse = _deviation(u[:, :count])
@@ -86,7 +94,8 @@ def prior_features(u: FloatPixels, srf: Floats, subspace: Subspace) -> Features:
     shift[count : 2 * count] *= inverse
     matrix[count : count + seen, 2 * count :] = np.eye(seen)
     base = np.vstack([np.zeros((count, len(subspace.mean))), subspace.basis])
-    return Features(matrix, shift, 2 * count, (base, subspace.mean))
+    spread = product(noise, matrix[:count])
+    return Features(matrix, shift, 2 * count, (base, subspace.mean), spread)
 
 
 def fit_lines(
@@ -98,7 +107,7 @@ def fit_lines(
     gram, moment = product(z.T, z), product(z.T, target)
     lines = []
     for ridge in ridges:
-        solved = np.linalg.solve(gram + penalty(ridge, *z.shape), moment)
+        solved = np.linalg.solve(gram + penalty(features, ridge, len(z)), moment)
         slope = solved[:-1]
         used = features.matrix[:, : features.lines]
         constant = features.base[1] + solved[-1] + features.shift[: features.lines] @ slope
@@ -111,8 +120,14 @@ def with_ones(z: FloatPixels) -> Floats:
     return np.hstack([z.astype(np.float64), np.ones((len(z), 1))])
 
 
-def penalty(ridge: float, pixels: int, columns: int) -> Floats:
-    """Return what is added to a Gram matrix (columns, columns) of so many pixels; the last is free."""
-    diagonal = np.full(columns, ridge * pixels + 1e-12)
+def penalty(features: Features, ridge: float, pixels: int) -> Floats:
+    """Return what is added to the Gram matrix of `with_ones` features; the constant is free.
+
+    That is the ridge, and what the HR-MSI's noise would add to these pixels, which have none.
+    """
+    diagonal = np.full(features.lines + 1, ridge * pixels + 1e-12)
     diagonal[-1] = 1e-9
-    return np.diag(diagonal)
+    added = np.diag(diagonal)
+    spread = features.noise[:, : features.lines]
+    added[:-1, :-1] += pixels * product(spread.T, spread)
+    return added

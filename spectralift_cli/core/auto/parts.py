@@ -53,7 +53,8 @@ def fit_part(
     residual = y - line(u)
     scale = residual.std(axis=0)
     scale = np.maximum(scale, 1e-3 * float(scale.max(initial=0)) + 1e-9).astype(np.float32)
-    nets = fit_nets(z, residual, scale, size, seed, device) if size.members else None
+    noise = line.features.noise.astype(np.float32)
+    nets = fit_nets(z, residual, scale, size, seed, device, noise) if size.members else None
     low, high = z.min(axis=0) - _MARGIN, z.max(axis=0) + _MARGIN
     return Part(line, nets, low.astype(np.float32), high.astype(np.float32))
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from spectralift_cli.core.auto.lines import Features, pixel_features, prior_features
 from spectralift_cli.core.coarse import ScalePairs, Subspace, filled, scale_pairs
 from spectralift_cli.core.cube import BoolArray
+from spectralift_cli.core.holdout import GUARD, Split, block_splits
+from spectralift_cli.core.sharplook import SharpLook
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -43,7 +45,14 @@ class Problem:
         valid: BoolArray,
         shape: tuple[int, int],
         seed: int,
+        sharp: SharpLook | None = None,
+        psf_radius_lr_px: int | None = None,
     ) -> None:
+        self._guard = GUARD if psf_radius_lr_px is None else psf_radius_lr_px
+        self.sharp = sharp
+        self.msi_noise = np.zeros((lr_msi.shape[1],) * 2)  # (M, M), see `Features`
+        if sharp is not None:
+            self.msi_noise = sharp.noise_for(lr_msi)
         self.shape, self.valid, self.srf = shape, valid, srf
         self.x, self.y = lr_msi, lr_hsi
         self._row_of = np.cumsum(valid) - 1  # flat index -> row of x and y
@@ -70,8 +79,12 @@ class Problem:
         rows = self._row_of[pairs.pixels]
         return Sample(pairs.pixels, np.hstack([self.x[rows], pairs.scores]), self.y[rows])
 
+    def splits(self) -> list[Split]:
+        """Return the ways to hold pixels of this image out."""
+        return block_splits(self.shape, self.valid, self._guard)
+
     def features(self, sample: Sample) -> Features:
         """Return the features of a sample by its number of columns."""
         if sample.u.shape[1] == self.x.shape[1]:
-            return pixel_features(sample.u, self.y.shape[1])
-        return prior_features(sample.u, self.srf, self.subspace)
+            return pixel_features(sample.u, self.y.shape[1], self.msi_noise)
+        return prior_features(sample.u, self.srf, self.subspace, self.msi_noise)

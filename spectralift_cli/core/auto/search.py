@@ -17,7 +17,7 @@ from spectralift_cli.core.auto.samples import Problem, Sample
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress
 from spectralift_cli.core.devices import Workers, check_threads
-from spectralift_cli.core.holdout import Errors, Split, block_splits, inner_pixels
+from spectralift_cli.core.holdout import Errors, Split, inner_pixels
 from spectralift_cli.core.netfit import NetSize
 
 FloatPixels = NDArray[np.float32]
@@ -101,7 +101,7 @@ class Search:
         self._samples: dict[bool, Sample] = {}
         self._inner: dict[bool, bool] = {}
         self._lines: dict[bool, int] = {}
-        self._splits = block_splits(problem.shape, problem.valid)
+        self._splits = problem.splits()
         self._kinds = [k for k in (False, True) if any(w.startswith("prior") == k for w in wanted)]
 
     def run(self) -> AutoFit:

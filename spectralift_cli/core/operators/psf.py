@@ -168,3 +168,18 @@ def delta(
 ) -> FloatArray:
     """Compute 1 at the centre and 0 elsewhere."""
     return np.where(r == 0, 1.0, 0.0)
+
+
+def psf_radius_px(kernel: FloatArray, share: float = 0.99) -> float:
+    """Return the distance from the centre, in pixels, within which a share of |kernel| lies.
+
+    Args:
+        kernel: (k, k), k odd.
+        share: 0 to 1.
+    """
+    half = len(kernel) // 2
+    rows, cols = np.mgrid[-half : half + 1, -half : half + 1]
+    distance = np.hypot(rows, cols).ravel()
+    order = np.argsort(distance, kind="stable")
+    within = np.cumsum(np.abs(kernel).ravel()[order])
+    return float(distance[order][np.searchsorted(within, share * within[-1])])
