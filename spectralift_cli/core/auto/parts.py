@@ -17,9 +17,8 @@ from spectralift_cli.core.netfit import CPU, Nets, NetSize, fit_nets
 FloatPixels = NDArray[np.float32]
 
 _BEYOND = 0.25  # of their distance, how far combinations of two pixels reach beyond them
-_STUDENT_STEPS = 1.0  # of a student, in steps of its teachers
+_STUDENT_STEPS = 2.0  # of a student, in steps of its teachers
 _MARGIN = 1.0  # standard deviations beyond the training range, where the clamp begins
-_SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +58,19 @@ def fit_part(
     return Part(line, nets, low.astype(np.float32), high.astype(np.float32))
 
 
-def distilled(part: Part, u: FloatPixels, size: NetSize, seed: int, allowed: float) -> Part:
+def distilled(
+    part: Part, u: FloatPixels, sharp: FloatPixels, size: NetSize, seed: int, allowed: float
+) -> Part:
     """Teach one network what several give on average, and keep it if it says nearly the same.
 
-    It learns from affine combinations of pairs of pixels, which reach a little beyond them:
-    spectra mix linearly, and HR pixels are purer than LR pixels.
+    It learns from HR pixels and from affine combinations of pairs of LR pixels, which reach a little
+    beyond them: spectra mix linearly, and HR pixels are purer than LR pixels. It is examined on
+    other HR pixels, or on other combinations where there is no HR-MSI.
 
     Args:
         part: with its networks.
         u: what the pixels of the fit show.
+        sharp: what some HR pixels show; may be none.
         size: of the teachers' fit.
         seed: of the combinations and the student.
         allowed: root mean square of the difference, in scaled units.
@@ -76,6 +79,8 @@ def distilled(part: Part, u: FloatPixels, size: NetSize, seed: int, allowed: flo
         return part
     rng = np.random.default_rng(seed)
     z = part.line.features(u)
+    beyond = part.line.features(sharp).clip(part.low, part.high)
+    lessons, exam = beyond[::2], beyond[1::2]
 
     def combinations(count: int) -> FloatPixels:
         one, other = rng.integers(0, len(z), (2, count))
@@ -83,13 +88,14 @@ def distilled(part: Part, u: FloatPixels, size: NetSize, seed: int, allowed: flo
         mixed: FloatPixels = z[one] + share * (z[other] - z[one])
         return mixed.clip(part.low, part.high)
 
-    shown = np.vstack([z, combinations(len(z))])
+    shown = np.vstack([z, combinations(len(z)), lessons])
     wanted = part.nets(shown)
     scale = np.maximum(wanted.std(axis=0), 1e-3 * float(wanted.std()) + 1e-9)
     alone = replace(size, members=1, steps=int(_STUDENT_STEPS * size.steps))
     student = fit_nets(shown, wanted, scale, alone, seed, part.nets.out.device)
-    unseen = combinations(4096)
-    difference = student(unseen) - part.nets(unseen)
+    if not len(exam):
+        exam = combinations(4096)
+    difference = student(exam) - part.nets(exam)
     if float(np.sqrt(np.square(difference, dtype=np.float64).mean())) > allowed:
         return part
     return replace(part, nets=student)
@@ -102,10 +108,8 @@ def no_range() -> tuple[FloatPixels, FloatPixels]:
 
 def part_tensors(problem: Problem, part: Part, net_share: float) -> dict[str, Tensor]:
     """Return the weights of a `ResidualMLP`, its networks multiplied by `net_share`."""
-    low, high = problem.x.min(axis=0), problem.x.max(axis=0)
-    span = _SPANS * (high - low)
     arrays: dict[str, Any] = {
-        "msi_range": np.stack([low - span, high + span]),
+        "msi_range": problem.msi_range,
         "linear": part.line.matrix,
         "constant": part.line.constant,
     }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectralift_cli.core.auto.lines import Features, pixel_features, prior_features
-from spectralift_cli.core.coarse import ScalePairs, Subspace, filled, scale_pairs
+from spectralift_cli.core.coarse import ScalePairs, Subspace, filled, interpolate_at, scale_pairs
 from spectralift_cli.core.cube import BoolArray
 from spectralift_cli.core.holdout import GUARD, Split, block_splits
 from spectralift_cli.core.sharplook import SharpLook
@@ -17,6 +17,7 @@ FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 _COMPONENTS = 12  # of the prior: more hold noise, fewer lose rare spectra
+_SPANS = 3.0  # spans of the LR-MSI beyond its range, where the line ends too
 _LEARNING_SCALE, _JUDGING_SCALE = 2, 4
 
 
@@ -78,6 +79,26 @@ class Problem:
         pairs = pairs.where(self.valid)
         rows = self._row_of[pairs.pixels]
         return Sample(pairs.pixels, np.hstack([self.x[rows], pairs.scores]), self.y[rows])
+
+    @property
+    def msi_range(self) -> FloatPixels:
+        """(2, M) lowest and highest MSI values that an inverter lets pass."""
+        low, high = self.x.min(axis=0), self.x.max(axis=0)
+        span = _SPANS * (high - low)
+        return np.stack([low - span, high + span])
+
+    def sharp_rows(self, columns: int) -> FloatPixels:
+        """Return what is seen at some HR pixels (n, columns); none where there is no HR-MSI.
+
+        Args:
+            columns: M, or with the prior's scores behind them.
+        """
+        if self.sharp is None:
+            return np.zeros((0, columns), np.float32)
+        seen = np.clip(self.sharp.pixels, *self.msi_range)
+        if columns == seen.shape[1]:
+            return seen
+        return np.hstack([seen, interpolate_at(self.grid, self.sharp.position)])
 
     def splits(self) -> list[Split]:
         """Return the ways to hold pixels of this image out."""

@@ -29,9 +29,9 @@ _FEW_MEMBERS_FROM = 1500  # LR pixels
 _SCORED_PIXELS = 300  # that small images should be validated on, by more splits
 _MOST_SPLITS = 5
 _CLEAR_GAIN = 0.98  # of held-out squared error, for which a fit departs from its simplest form
-# of the validation error, what a student may differ by: errors add up as squares, so that a
-# quarter raises the error by 3 % at most
-_TOLERANCE = 0.25
+# of the validation error, what a student may differ by: errors add up as squares, so that a tenth
+# raises the error by half a percent, 0.04 dB
+_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ class Search:
                 part = self._fit(kind, sample, ridges[kind], size, 100)
                 allowed = _TOLERANCE * errors.rmse_of(weights)
                 seed = (self._seed * 1024 + 200 + kind) % 2**63
-                parts[kind] = distilled(part, sample.u, size, seed, allowed)
+                parts[kind] = distilled(
+                    part, sample.u, self._problem.sharp_rows(sample.u.shape[1]), size, seed, allowed
+                )
 
             workers.run(finish, chosen)
         return self._result(parts, shares, errors, weights)
