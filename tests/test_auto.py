@@ -238,6 +238,33 @@ def test_more_effort_is_a_choice_and_paper_options_are_refused() -> None:
         TrainConfig(effort="none")
 
 
+def test_model_paper_is_what_preset_paper_fits(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "srf.csv", response(2, 5), delimiter=",")
+    inputs = stages.TrainInputs(
+        lr_hsi=write(tmp_path / "lr.npy", np.clip(image(4, 4, 5), 0, 1)),
+        response=stages.ResponseChoice(srf_file=tmp_path / "srf.csv"),
+    )
+    one, two = (
+        stages.train(inputs, tmp_path / f"{n}.safetensors", config).checkpoint
+        for n, config in enumerate(
+            (TrainConfig(model="published", seed=4), TrainConfig(preset="paper", seed=4))
+        )
+    )
+    assert (one.model_name, one.scores) == ("paper", two.scores)
+    assert one.train_config.model == "paper"
+    for key, tensor in one.weights.items():
+        assert torch.equal(tensor, two.weights[key]), key
+    assert not list(tmp_path.glob("*.state"))
+
+
+@pytest.mark.parametrize("model", ["linear", "kernel", "published"])
+def test_effort_is_refused_for_models_that_have_none(model: str) -> None:
+    words = ["train", "scene", "-o", "m.safetensors", "--model", model, "--effort", "best"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "--effort does not apply to the model" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "config"),
     [

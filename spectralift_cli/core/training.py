@@ -198,13 +198,14 @@ def plan_training(data: TrainingData, config: TrainConfig) -> TrainingPlan:
     """Return what training on this data will fit."""
     pixels, msi_bands = data.lr_msi.shape
     used = data.lr_hsi.shape[1]
-    if config.preset == "auto":
+    published = config.published
+    if published is None:
         return TrainingPlan(
             model=config.model or "auto", valid_pixels=pixels, pixels=data.pixels,
             msi_bands=msi_bands, used_bands=used, hsi_bands=data.used_bands.size, parameters=0,
             flops_per_pixel=0, epochs=0, steps_per_epoch=0,
         )  # fmt: skip
-    model = build_model("paper", msi_bands, used, {"hidden_size": config.hidden_size})
+    model = build_model("paper", msi_bands, used, {"hidden_size": published.hidden_size})
     return TrainingPlan(
         model="paper",
         valid_pixels=pixels,
@@ -214,8 +215,8 @@ def plan_training(data: TrainingData, config: TrainConfig) -> TrainingPlan:
         hsi_bands=data.used_bands.size,
         parameters=model.parameter_count,
         flops_per_pixel=model.flops_per_pixel,
-        epochs=config.epochs,
-        steps_per_epoch=math.ceil(pixels / min(pixels, config.training_batch_size or pixels)),
+        epochs=published.epochs,
+        steps_per_epoch=math.ceil(pixels / min(pixels, published.training_batch_size or pixels)),
     )
 
 
@@ -266,7 +267,8 @@ def train(
     plan = plan_training(data, config)
     if announce is not None:
         announce(plan)
-    if config.preset == "auto":
+    published = config.published
+    if published is None:
         with one_thread_each():
             sharp = None if hr_msi is None else look_at(hr_msi)
         found = fit_auto(
@@ -277,14 +279,16 @@ def train(
         )  # fmt: skip
         history = History(np.zeros(0), np.zeros(0))
     else:
+        if config.preset != "paper":
+            state_path = None  # only preset paper resumes
         fitted = fit(
-            data.lr_msi, data.lr_hsi, config, device=device, threads=threads, progress=progress,
+            data.lr_msi, data.lr_hsi, published, device=device, threads=threads, progress=progress,
             state_path=state_path, save_every_s=save_every_s, resume=resume,
         )  # fmt: skip
         history = fitted.history
         found = AutoFit(
-            "paper", {"hidden_size": config.hidden_size}, fitted.model.state_dict(), "",
-            {"epochs": config.epochs, "final_loss": float(history.loss[-1])},
+            "paper", {"hidden_size": published.hidden_size}, fitted.model.state_dict(), "",
+            {"epochs": published.epochs, "final_loss": float(history.loss[-1])},
         )  # fmt: skip
     hsi = lr_hsi.meta
     if not data.used_bands.all():

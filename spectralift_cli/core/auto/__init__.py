@@ -70,7 +70,7 @@ def fit_auto(
         srf: (M, B) response over these bands, whose rows sum to 1.
         valid: (h w,) which pixels of the image these are.
         shape: (h, w) of the image.
-        config: effort, model by name, seed.
+        config: effort, model by name (not `paper`, which `fitting.fit` fits), seed.
         sharp: what is known of the HR-MSI, scaled; None for nothing.
         psf_radius_lr_px: guard band around held-out pixels; None where the PSF is not known.
         device: where the networks and kernels are fitted.
