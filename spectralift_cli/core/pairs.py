@@ -80,7 +80,7 @@ def find_response(choice: ResponseChoice, hsi: CubeMeta, source: object) -> Srf:
 def psf_radius_lr_px(scene: Scene) -> int | None:
     """Return how far the PSF of a scene reaches in LR pixels, at least 1, or None if it has none.
 
-    That is the radius of 99 % of |kernel|, rounded up.
+    That is half the side of the square with 99 % of |kernel|, rounded up.
     """
     if not scene.has("psf"):
         return None

@@ -170,16 +170,18 @@ def delta(
     return np.where(r == 0, 1.0, 0.0)
 
 
-def psf_radius_px(kernel: FloatArray, share: float = 0.99) -> float:
-    """Return the distance from the centre, in pixels, within which a share of |kernel| lies.
+def psf_radius_px(kernel: FloatArray, share: float = 0.99) -> int:
+    """Return half the width, in pixels, of the square around the centre with a share of |kernel|.
 
     Args:
         kernel: (k, k), k odd.
-        share: 0 to 1.
+        share: above 0, below 1.
     """
     half = len(kernel) // 2
-    rows, cols = np.mgrid[-half : half + 1, -half : half + 1]
-    distance = np.hypot(rows, cols).ravel()
-    order = np.argsort(distance, kind="stable")
-    within = np.cumsum(np.abs(kernel).ravel()[order])
-    return float(distance[order][np.searchsorted(within, share * within[-1])])
+    size = np.abs(kernel)
+    wanted = share * size.sum()
+    return next(
+        n
+        for n in range(half + 1)
+        if n == half or size[half - n : half + n + 1, half - n : half + n + 1].sum() >= wanted
+    )
