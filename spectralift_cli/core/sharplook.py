@@ -32,7 +32,8 @@ class SharpLook:
     """Numbers about an HR-MSI.
 
     Args:
-        noise: (M,) standard deviation of its white noise; 0 where the image is too small to tell.
+        noise: (M,) standard deviation of its white noise; 0 where the image is too small to tell, or
+            has one band.
         covariance: (M, M) of its pixels.
         pixels: (n, M) some of them, evenly spread.
         position: (n, 2) their rows and columns as parts of the image's height and width.
@@ -70,9 +71,10 @@ def look_at(hr_msi: CubeReader) -> SharpLook | None:
 
     Noise: Immerkaer's mask (1 -2 1; -2 4 -2; 1 -2 1) / 6 leaves white noise as it is and little of
     a smooth image. What the other bands' masked images explain by least squares is detail, not
-    noise, and is taken off (Roger and Arnold). The mean square is taken over blocks of 8 x 8
-    pixels; the quietest tenth of them ends where noise is, the smaller of the values with and
-    without the other bands.
+    noise, and is taken off (Roger and Arnold); a band that is alone has no others, and its noise
+    cannot be told from its detail. The mean square is taken over blocks of 8 x 8 pixels; the
+    quietest tenth of them ends where noise is, the smaller of the values with and without the
+    other bands.
 
     Args:
         hr_msi: the image.
@@ -134,7 +136,7 @@ def _in_blocks(image: Floats) -> Floats:
 def _noise(blocks: Floats) -> Floats:
     """Return (M,) the noise of masked blocks (blocks, 64, M)."""
     count, size, bands = blocks.shape
-    if count < _LEAST_BLOCKS:
+    if count < _LEAST_BLOCKS or bands < 2:
         return np.zeros(bands)
     flat = blocks.reshape(-1, bands)
     gram = product(flat.T, flat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spectralift_cli.core.auto.distil import Share, as_one
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines
-from spectralift_cli.core.auto.parts import Part, distilled, fit_part, part_tensors
+from spectralift_cli.core.auto.parts import Part, fit_part, part_tensors
 from spectralift_cli.core.auto.samples import Problem, Sample
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress
@@ -32,6 +33,7 @@ _CLEAR_GAIN = 0.98  # of held-out squared error, for which a fit departs from it
 # of the validation error, what a student may differ by: errors add up as squares, so that a tenth
 # raises the error by half a percent, 0.04 dB
 _TOLERANCE = 0.1
+_NETS = {False: "residual-mlp", True: "prior-mlp"}  # without a prior, and with one
 
 
 @dataclass(frozen=True)
@@ -133,18 +135,37 @@ class Search:
 
             def finish(_: int, kind: bool) -> None:
                 size = self._size(self._effort.members)
-                if not shares.get("prior-mlp" if kind else "residual-mlp", 0):
+                if not shares.get(_NETS[kind], 0):
                     size = replace(size, members=0)
-                sample = self._learning(kind)
-                part = self._fit(kind, sample, ridges[kind], size, 100)
-                allowed = _TOLERANCE * errors.rmse_of(weights)
-                seed = (self._seed * 1024 + 200 + kind) % 2**63
-                parts[kind] = distilled(
-                    part, sample.u, self._problem.sharp_rows(sample.u.shape[1]), size, seed, allowed
-                )
+                parts[kind] = self._fit(kind, self._learning(kind), ridges[kind], size, 100)
 
             workers.run(finish, chosen)
-        return self._result(parts, shares, errors, weights)
+            blend = [
+                Share(parts[k], self._share(k, shares), shares.get(_NETS[k], 0)) for k in chosen
+            ]
+            allowed = _TOLERANCE * errors.rmse_of(weights)
+            one = self._distilled(blend, chosen[-1], 2, allowed)
+            if one is not None:
+                blend = [one]
+            elif len(blend) > 1:
+                # each for itself, where one network cannot hold both
+
+                def alone(_: int, index: int) -> None:
+                    found = self._distilled([blend[index]], chosen[index], chosen[index], allowed)
+                    blend[index] = found or blend[index]
+
+                workers.run(alone, range(len(blend)))
+        return self._result(blend, shares, errors, weights)
+
+    def _distilled(
+        self, blend: list[Share], widest: bool, number: int, allowed: float
+    ) -> Share | None:
+        """Return a blend as one share with one network, or None where that loses too much."""
+        u = self._learning(widest).u
+        sharp = self._problem.sharp_rows(u.shape[1])
+        seed = (self._seed * 1024 + 200 + number) % 2**63
+        part = as_one(blend, u, sharp, self._size(self._effort.members), seed, allowed)
+        return None if part is None else Share(part, 1.0, 1.0)
 
     def _learning(self, kind: bool) -> Sample:
         return self._samples[kind]
@@ -233,28 +254,25 @@ class Search:
         return sum(share for name, share in shares.items() if name.startswith("prior") == kind)
 
     def _result(
-        self, parts: Mapping[bool, Part], shares: Mapping[str, float], errors: Errors,
-        weights: Floats,
-    ) -> AutoFit:  # fmt: skip
+        self, blend: Sequence[Share], shares: Mapping[str, float], errors: Errors, weights: Floats
+    ) -> AutoFit:
         members = []
-        for kind, part in sorted(parts.items()):
-            share = self._share(kind, shares)
-            net = shares.get("prior-mlp" if kind else "residual-mlp", 0) / share
-            tensors = part_tensors(self._problem, part, net)
-            name, config = self._named(kind, part)
-            members.append((name, config, tensors, share))
+        for share in blend:
+            tensors = part_tensors(self._problem, share.part, share.nets / share.line)
+            name, config = self._named(share.part)
+            members.append((name, config, tensors, share.line))
         scores: dict[str, float | int] = {"validation_pixels": errors.pixels}
         scores["validation_rmse"] = errors.rmse_of(weights)
         for name, rmse in zip(self._wanted, errors.rmse.tolist(), strict=True):
             scores[f"validation_rmse_{name}"] = rmse
             scores[f"weight_{name}"] = shares[name]
-        blend = " + ".join(f"{shares[name]:.1f} {name}" for name in self._wanted if shares[name])
+        chosen = " + ".join(f"{shares[name]:.1f} {name}" for name in self._wanted if shares[name])
         alone = ", ".join(
             f"{name} {rmse:.4g}" for name, rmse in zip(self._wanted, errors.rmse, strict=True)
         )
         if any(self._inner.values()):
-            blend += " (borders left out)"
-        choice = f"{blend}: held-out error {scores['validation_rmse']:.4g} ({alone})"
+            chosen += " (borders left out)"
+        choice = f"{chosen}: held-out error {scores['validation_rmse']:.4g} ({alone})"
         if len(members) == 1:
             name, config, tensors, _ = members[0]
             return AutoFit(name, config, tensors, choice, scores)
@@ -264,8 +282,9 @@ class Search:
         listed = [{"name": name, "config": config} for name, config, *_ in members]
         return AutoFit("ensemble", {"members": listed}, joined, choice, scores)
 
-    def _named(self, kind: bool, part: Part) -> tuple[str, dict[str, Any]]:
+    def _named(self, part: Part) -> tuple[str, dict[str, Any]]:
         nets = part.nets
+        kind = len(part.line.matrix) > self._problem.x.shape[1]
         if not kind and nets is None:
             return "linear", {}
         config: dict[str, Any] = {
