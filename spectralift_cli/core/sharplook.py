@@ -33,7 +33,7 @@ class SharpLook:
 
     Args:
         noise: (M,) standard deviation of its white noise; 0 where the image is too small to tell, or
-            has one band.
+            detail hides it.
         covariance: (M, M) of its pixels.
         pixels: (n, M) some of them, evenly spread.
         position: (n, 2) their rows and columns as parts of the image's height and width.
@@ -70,11 +70,11 @@ def look_at(hr_msi: CubeReader) -> SharpLook | None:
     """Look at an HR-MSI, at a million of its pixels at most.
 
     Noise: Immerkaer's mask (1 -2 1; -2 4 -2; 1 -2 1) / 6 leaves white noise as it is and little of
-    a smooth image. What the other bands' masked images explain by least squares is detail, not
-    noise, and is taken off (Roger and Arnold); a band that is alone has no others, and its noise
-    cannot be told from its detail. The mean square is taken over blocks of 8 x 8 pixels; the
-    quietest tenth of them ends where noise is, the smaller of the values with and without the
-    other bands.
+    a smooth image. The mean square is taken over blocks of 8 x 8 pixels; the quietest tenth of them
+    ends at v, an upper bound. A second one: what the other bands' masked images explain by least
+    squares is detail, and is taken off (Roger and Arnold). Of what is left, v at full resolution
+    and v' of means over 2 x 2 pixels, noise has a quarter in v' of what it has in v, while the
+    detail of natural images has the same in every octave (Field): noise^2 = 4/3 (v - v').
 
     Args:
         hr_msi: the image.
@@ -84,18 +84,20 @@ def look_at(hr_msi: CubeReader) -> SharpLook | None:
 
     Source: J. Immerkaer, Fast noise variance estimation, Computer Vision and Image Understanding 64
         (1996); R. E. Roger and J. F. Arnold, Reliably estimating the noise in AVIRIS hyperspectral
-        images, International Journal of Remote Sensing 17 (1996).
+        images, International Journal of Remote Sensing 17 (1996); D. J. Field, Relations between the
+        statistics of natural images and the response properties of cortical cells, Journal of the
+        Optical Society of America A 4 (1987).
     """
     rows, cols, bands = hr_msi.meta.shape
     strips = max(1, min(-(-rows // _STRIP), _MOST_PIXELS // (_STRIP * cols)))
     starts = np.unique(np.linspace(0, max(0, rows - _STRIP), strips).astype(int))
-    masked, pixels, places = [], [], []
+    fine, coarse, pixels, places = [], [], [], []
     end = 0
     for start in starts.tolist():
         stop = min(start + _STRIP, rows)
         strip = hr_msi.read_units(slice(start, stop)).astype(np.float64)
-        if min(strip.shape[:2]) > 2:
-            masked.append(_in_blocks(_masked(strip)))
+        fine.append(_in_blocks(_masked(strip)))
+        coarse.append(_in_blocks(_masked(_halved(strip))))
         fresh = slice(max(0, end - start), None)  # the last strip may overlap the one before
         row, col = np.meshgrid(np.arange(start, stop)[fresh], np.arange(cols), indexing="ij")
         values = strip[fresh].reshape(-1, bands)
@@ -110,7 +112,7 @@ def look_at(hr_msi: CubeReader) -> SharpLook | None:
     centred = values - values.mean(axis=0)
     chosen = np.linspace(0, len(values) - 1, min(len(values), _SAMPLE)).astype(int)
     return SharpLook(
-        _noise(np.concatenate(masked) if masked else np.zeros((0, _BLOCK**2, bands))),
+        _noise(np.concatenate(fine), np.concatenate(coarse)),
         product(centred.T, centred) / len(values),
         values[chosen].astype(np.float32),
         np.concatenate(places)[chosen].astype(np.float32),
@@ -124,6 +126,14 @@ def _masked(image: Floats) -> Floats:
     return across
 
 
+def _halved(image: Floats) -> Floats:
+    """Return means over 2 x 2 pixels."""
+    rows, cols, bands = image.shape
+    cut = image[: rows // 2 * 2, : cols // 2 * 2]
+    means: Floats = cut.reshape(rows // 2, 2, cols // 2, 2, bands).mean(axis=(1, 3))
+    return means
+
+
 def _in_blocks(image: Floats) -> Floats:
     """Return (blocks, 64, M), whole blocks without holes."""
     rows, cols = (size // _BLOCK for size in image.shape[:2])
@@ -133,17 +143,28 @@ def _in_blocks(image: Floats) -> Floats:
     return blocks[np.isfinite(blocks).all(axis=(1, 2))]
 
 
-def _noise(blocks: Floats) -> Floats:
-    """Return (M,) the noise of masked blocks (blocks, 64, M)."""
-    count, size, bands = blocks.shape
-    if count < _LEAST_BLOCKS or bands < 2:
-        return np.zeros(bands)
-    flat = blocks.reshape(-1, bands)
-    gram = product(flat.T, flat)
-    # what a band has alone, from the inverse Gram matrix: x - prediction = (x @ P)_b / P_bb
-    floor = 1e-12 * float(np.trace(gram)) + 1e-300
-    precision = np.linalg.inv(gram + floor * np.eye(bands))
-    alone = product(flat, precision / np.diag(precision)).reshape(count, size, bands)
-    quiet = [np.quantile(np.square(each).mean(axis=1), _QUIET, axis=0) for each in (blocks, alone)]
-    noise: Floats = np.sqrt(np.minimum(*quiet))
+def _noise(fine: Floats, coarse: Floats) -> Floats:
+    """Return (M,) the noise of masked blocks (blocks, 64, M) at full and at half resolution."""
+    if min(len(fine), len(coarse)) < _LEAST_BLOCKS:
+        return np.zeros(fine.shape[2])
+    bound = _quiet(fine)
+    # noise has a quarter of its mean square at half the resolution
+    found = (_quiet(_alone(fine)) - _quiet(_alone(coarse))) / 0.75
+    noise: Floats = np.sqrt(np.clip(found, 0, bound))
     return noise
+
+
+def _quiet(blocks: Floats) -> Floats:
+    """Return (M,) the mean square at which the quietest tenth of the blocks ends."""
+    means: Floats = np.quantile(np.square(blocks).mean(axis=1), _QUIET, axis=0)
+    return means
+
+
+def _alone(blocks: Floats) -> Floats:
+    """Return the blocks less what the other bands explain of each band by least squares."""
+    flat = blocks.reshape(-1, blocks.shape[2])
+    gram = product(flat.T, flat)
+    floor = 1e-12 * float(np.trace(gram)) + 1e-300
+    # by the inverse Gram matrix P: a band less its prediction is (x @ P)_b / P_bb
+    precision = np.linalg.inv(gram + floor * np.eye(len(gram)))
+    return product(flat, precision / np.diag(precision)).reshape(blocks.shape)
