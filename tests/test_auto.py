@@ -15,17 +15,23 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from spectralift_cli.app import app
-from spectralift_cli.core import stages
+from spectralift_cli.core import stages, training
 from spectralift_cli.core.auto import fit_auto
+from spectralift_cli.core.auto.distil import Share, as_one
+from spectralift_cli.core.auto.lines import fit_lines
+from spectralift_cli.core.auto.parts import Part, fit_part
+from spectralift_cli.core.auto.samples import Problem
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.coarse import Subspace, interpolate, scale_pairs
 from spectralift_cli.core.config import SynthConfig, TrainConfig
 from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
+from spectralift_cli.core.fitting import fit
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.holdout import Errors, block_splits
 from spectralift_cli.core.inference import predict
 from spectralift_cli.core.models.base import SpectralModel, build_model
+from spectralift_cli.core.netfit import NetSize
 
 FAST = TrainConfig(effort="fast", seed=5)
 
@@ -114,6 +120,61 @@ def test_the_folded_weights_do_what_the_parts_did() -> None:
         expected = expected + w["out_bias"]
     got = at_lr_pixels(restored(found, 2, 6), x, (16, 16))
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def blend_of_two(members: int) -> tuple[list[Share], np.ndarray, NetSize]:
+    """A line with networks that sees the MSI, and one that sees the prior too."""
+    cube = image(20, 20, 6)
+    srf, y = response(2, 6), cube.reshape(-1, 6)
+    x = (y @ srf.T).astype(np.float32)
+    problem = Problem(x, y, srf, np.ones(400, bool), (20, 20), seed=1)
+    assert problem.learning is not None
+    size = NetSize(hidden=32, layers=2, members=members, steps=150, batch=64)
+    parts = []
+    for sample in (problem.pixel, problem.learning):
+        (line,) = fit_lines(sample.u, sample.y, problem.features(sample), [1e-3])
+        parts.append(fit_part(sample.u, sample.y, line, size, 7))
+    shares = [Share(parts[0], 0.3, 0.2), Share(parts[1], 0.7, 0.5)]
+    return shares, problem.learning.u, size
+
+
+def written_out(shares: list[Share], u: np.ndarray) -> np.ndarray:
+    total = np.zeros((len(u), 6))
+    for share in shares:
+        seen = u[:, : len(share.part.line.matrix)]
+        line, *more = share.part.estimates(seen)
+        total += share.line * line
+        if more:
+            total += share.nets * (more[0] - line)
+    return total
+
+
+def test_a_blend_of_lines_is_one_line() -> None:
+    shares, u, size = blend_of_two(members=0)
+    one = as_one(shares, u, u[:0], size, 3, allowed=0)
+    assert one is not None
+    assert one.nets is None
+    np.testing.assert_allclose(one.line(u), written_out(shares, u), atol=1e-5)
+
+
+def test_a_student_says_what_its_teachers_say_or_is_not_taken() -> None:
+    shares, u, size = blend_of_two(members=2)
+    wanted = written_out(shares, u)
+    assert as_one(shares, u, u[::7], size, 3, allowed=1e-9) is None
+    one = as_one(shares, u, u[::7], size, 3, allowed=0.02)
+    assert one is not None
+    assert one.nets is not None
+    assert len(one.nets.out) == 1
+    assert np.sqrt(np.square(one.estimates(u)[1] - wanted).mean()) < 0.02
+    # a single network needs no student: the same one, with its share
+    shares, u, size = blend_of_two(members=1)
+    alone = [
+        shares[0],
+        Share(Part(shares[1].part.line, None, *[np.zeros(0, np.float32)] * 2), 0.7, 0),
+    ]
+    one = as_one(alone, u, u[:0], size, 3, allowed=0)
+    assert one is not None
+    np.testing.assert_allclose(one.estimates(u)[1], written_out(alone, u), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=15)
@@ -236,6 +297,38 @@ def test_more_effort_is_a_choice_and_paper_options_are_refused() -> None:
             TrainConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="not a choice"):
         TrainConfig(effort="none")
+
+
+def test_model_paper_is_fitted_as_preset_paper_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainConfig] = []
+
+    def short(x: np.ndarray, y: np.ndarray, config: TrainConfig, **more: Any) -> Any:
+        asked.append(config)
+        return fit(x, y, TrainConfig(preset="paper", epochs=3, seed=config.seed), **more)
+
+    monkeypatch.setattr(training, "fit", short)
+    np.savetxt(tmp_path / "srf.csv", response(2, 5), delimiter=",")
+    inputs = stages.TrainInputs(
+        lr_hsi=write(tmp_path / "lr.npy", np.clip(image(4, 4, 5), 0, 1)),
+        response=stages.ResponseChoice(srf_file=tmp_path / "srf.csv"),
+    )
+    config = TrainConfig(model="published", seed=4)
+    found = stages.train(inputs, tmp_path / "m.safetensors", config)
+    assert asked == [TrainConfig(preset="paper", seed=4)]
+    assert found.plan.epochs == TrainConfig.epochs
+    again = load_checkpoint(tmp_path / "m.safetensors")
+    assert (again.model_name, again.train_config.model) == ("paper", "paper")
+    assert not list(tmp_path.glob("*.state"))
+
+
+@pytest.mark.parametrize("model", ["linear", "kernel", "published"])
+def test_effort_is_refused_for_models_that_have_none(model: str) -> None:
+    words = ["train", "scene", "-o", "m.safetensors", "--model", model, "--effort", "best"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "--effort does not apply to the model" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def train(
             metavar="FILE",
             rich_help_panel=_INPUTS,
             help="Sharp multispectral image: its bands, place and units are checked; its band names "
-            "choose a sensor's bands, its wavelengths and FWHM make the response where no option does.",
+            "choose a sensor's bands, its wavelengths and FWHM make the response where no option "
+            "does; preset auto allows for its noise.",
         ),
     ] = None,
     srf_file: options.SrfFile = None,
@@ -105,7 +106,8 @@ def train(
     """Fit the model that turns an MSI spectrum into a hyperspectral one.
 
     The preset auto fits several models to a part of the LR pixels, weighs them by their error on
-    the others, and fits them again to all. It needs neither the HR-MSI nor a ground truth.
+    the others, and fits them again to all. It needs no ground truth, and of the HR-MSI it takes
+    the noise only.
 
     Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --sensor, --msi-bands,
     --srf-file, or --num-msi-bands for a documented sensor; none of them where the file of --hr-msi

@@ -95,8 +95,25 @@ def interpolate(grid: FloatPixels, rows: int, cols: int) -> FloatPixels:
     return wide.astype(np.float32)
 
 
+def interpolate_at(grid: FloatPixels, position: FloatPixels) -> FloatPixels:
+    """Return a grid (h, w, K) at places (n, 2), parts of its height and width: (n, K), bilinear."""
+    top, down = _around(grid.shape[0], position[:, 0])
+    left, right = _around(grid.shape[1], position[:, 1])
+    below, beside = np.minimum(top + 1, len(grid) - 1), np.minimum(left + 1, grid.shape[1] - 1)
+    down, right = down[:, None], right[:, None]
+    upper = grid[top, left] * (1 - right) + grid[top, beside] * right
+    lower = grid[below, left] * (1 - right) + grid[below, beside] * right
+    placed: FloatPixels = (upper * (1 - down) + lower * down).astype(np.float32)
+    return placed
+
+
 def _between(size: int, count: int) -> tuple[NDArray[np.int64], FloatPixels]:
-    at = np.clip((np.arange(count) + 0.5) * size / count - 0.5, 0, size - 1)
+    return _around(size, (np.arange(count) + 0.5) / count)
+
+
+def _around(size: int, place: NDArray[Any]) -> tuple[NDArray[np.int64], FloatPixels]:
+    """Return the pixels whose centres are before places (0 to 1), and how far beyond these are."""
+    at = np.clip(place.astype(np.float64) * size - 0.5, 0, size - 1)
     first = at.astype(np.int64)
     return first, (at - first).astype(np.float32)
 

@@ -53,7 +53,9 @@ PROTOCOLS = ("physical", "published")
 PRESETS = ("auto", "paper")
 EFFORTS = ("fast", "default", "best")
 # what preset auto may be told to use; the table of all models is `core.models.MODELS`
-AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "ensemble")
+AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "ensemble", "paper")
+# those of them whose fit has no effort to choose
+EFFORTLESS_MODELS = ("linear", "kernel", "paper")
 SCHEDULES = ("one_cycle", "cosine_restart", "flat")
 # what only preset paper uses
 PAPER_OPTIONS = (
@@ -160,6 +162,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preset", canonical(self.preset, PRESETS))
+        if self.model is not None:
+            object.__setattr__(self, "model", canonical(self.model, AUTO_MODELS))
         check(self)
         changed = {
             name: getattr(self, name)
@@ -167,6 +171,16 @@ class TrainConfig:
             if getattr(self, name) != each.default
         }
         self._check_preset({**changed, "preset": self.preset})
+
+    @property
+    def published(self) -> TrainConfig | None:
+        """The settings of the published training, where that is what this asks for, else None.
+
+        Preset auto's model `paper` is fitted by preset paper's defaults.
+        """
+        if self.preset == "auto" and self.model == "paper":
+            return TrainConfig(preset="paper", seed=self.seed)
+        return self if self.preset == "paper" else None
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -195,10 +209,16 @@ class TrainConfig:
         """Refuse options that would change nothing.
 
         Raises:
-            OptionError: an option of another preset, or a learning rate that the chosen schedule
-                does not use.
+            OptionError: an option of another preset, an effort for a model that has none to choose,
+                or a learning rate that the chosen schedule does not use.
         """
         TrainConfig._check_preset(given)
+        model = canonical(given.get("model") or "", AUTO_MODELS)
+        if model in EFFORTLESS_MODELS and "effort" in given:
+            raise OptionError(
+                f"--effort does not apply to the model {model}",
+                "it belongs to residual-mlp, prior-mlp and ensemble, or leave --model out",
+            )
         schedule = given.get("lr_schedule", TrainConfig.lr_schedule)
         rates = {name for names in SCHEDULE_OPTIONS.values() for name in names}
         unused = sorted((rates & given.keys()) - set(SCHEDULE_OPTIONS[schedule]))

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 _PERIOD = 3  # of the blocks along a side; one in 9 is held out
 _BLOCK_PIXELS = 4
-_GUARD = 2
+GUARD = 2  # LR pixels, where the PSF is not known
 _BORDER = 2  # rings that a blur with zero borders darkens, which sharp pixels never are
 _LEAST_TRAINING_SHARE = 0.5
 # below this part of the image's mean square a dark pixel's angle is noise and counts no more
@@ -36,17 +36,18 @@ class Split:
     training: BoolArray
 
 
-def block_splits(shape: tuple[int, int], valid: BoolArray) -> list[Split]:
+def block_splits(shape: tuple[int, int], valid: BoolArray, guard: int = GUARD) -> list[Split]:
     """Cut a grid into blocks of 4 x 4 pixels and deal them to 9 splits, each holding a ninth out.
 
     Neighbours share a PSF and are nearly copies of each other, so a random choice would score
     memory; large blocks would score how a model does where it knows nothing, while in the end it
-    knows a pixel everywhere. The guard band is 2 pixels wide, or 1 or 0 where less than half of
-    the pixels would be left.
+    knows a pixel everywhere. The guard band is narrower, down to 0, where less than half of the
+    pixels would be left.
 
     Args:
         shape: (h, w) of the grid.
         valid: (h w,) pixels with values.
+        guard: width of the guard band in LR pixels: the radius of the PSF.
 
     Returns:
         The splits with pixels on both sides, those that lie apart first.
@@ -58,8 +59,8 @@ def block_splits(shape: tuple[int, int], valid: BoolArray) -> list[Split]:
     for number in (0, 4, 8, 1, 5, 6, 2, 3, 7):  # diagonals of the 3 x 3
         held = fold == number
         training = ~held
-        for guard in range(_GUARD, 0, -1):
-            kept = ~binary_dilation(held, np.ones((3, 3)), guard)
+        for width in range(min(guard, max(shape)), 0, -1):
+            kept = ~binary_dilation(held, np.ones((3, 3)), width)
             if kept.sum() >= _LEAST_TRAINING_SHARE * training.sum():
                 training = kept
                 break

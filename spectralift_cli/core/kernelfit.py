@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spectralift_cli.core.holdout import Split
 from spectralift_cli.core.models.kernel import matern52
+from spectralift_cli.core.netfit import CPU
 
 FloatPixels = NDArray[np.float32]
 
@@ -45,7 +46,12 @@ class KernelFit:
 
 
 def fit_kernel(
-    z: FloatPixels, residual: FloatPixels, pixels: NDArray[np.int64], splits: list[Split], seed: int
+    z: FloatPixels,
+    residual: FloatPixels,
+    pixels: NDArray[np.int64],
+    splits: list[Split],
+    seed: int,
+    device: torch.device = CPU,
 ) -> KernelFit:
     """Fit the residual of a line; length scale and noise score best on held-out blocks.
 
@@ -55,11 +61,14 @@ def fit_kernel(
         pixels: (N,) flat indices in the image.
         splits: of the image.
         seed: of the choice of centres.
+        device: where; Apple's lack float64, so that the processor does their work.
     """
+    device = CPU if device.type == "mps" else device
     chosen = np.arange(len(z))
     if len(z) > MAX_CENTRES:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(z))[:MAX_CENTRES])
-    inputs, wanted = torch.tensor(z).double(), torch.tensor(residual).double()
+    inputs = torch.tensor(z, dtype=torch.float64, device=device)
+    wanted = torch.tensor(residual, dtype=torch.float64, device=device)
     centres = inputs[chosen]
     best: tuple[float, float, float] = (math.inf, LENGTHS[0], NOISES[0])
     for length in LENGTHS:
@@ -85,12 +94,12 @@ def fit_kernel(
     factor = math.sqrt(5) / length
     table = matern52(inputs * factor, centres * factor)
     coefficients = _solve(table, table[chosen], wanted, noise)
-    return KernelFit(length, noise, z[chosen], coefficients.numpy(), math.sqrt(score))
+    return KernelFit(length, noise, z[chosen], coefficients.cpu().numpy(), math.sqrt(score))
 
 
 def _solve(table: Tensor, between: Tensor, wanted: Tensor, noise: float) -> Tensor:
     """Return (centres, B) coefficients."""
     gram = table.T @ table + noise * between
-    gram += _JITTER * float(gram.diagonal().mean()) * torch.eye(len(gram), dtype=gram.dtype)
+    gram += _JITTER * float(gram.diagonal().mean()) * torch.eye(len(gram)).to(gram)
     solved: Tensor = torch.linalg.solve(gram, table.T @ wanted)
     return solved

@@ -1,8 +1,9 @@
-"""Fit a few small residual networks at once by Adam on mini-batches, on one thread.
+"""Fit a few small residual networks at once by Adam on mini-batches, on one thread or device.
 
 The networks of one fit differ by their initial weights and the order of pixels, and share every
 product as one batched product, so that a step costs little more than its arithmetic. One fit runs
-on one thread; several run side by side. So the same bytes come out for any number of threads.
+on one thread; several run side by side. So the same bytes come out for any number of threads. Random
+numbers are drawn on the processor for every device, so that all devices begin alike.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from torch.nn.functional import silu
 
 FloatPixels = NDArray[np.float32]
 
+CPU = torch.device("cpu")
+_CPU_CHUNK = 4096  # pixels whose hidden units fit a processor's cache
+_GPU_CHUNK = 2**18
 _WARM_UP = 0.1
 _WEIGHT_DECAY = 1e-4
 
@@ -46,7 +50,7 @@ class NetSize:
 
 @dataclass(frozen=True, eq=False)
 class Nets:
-    """Fitted networks; shapes as in `ResidualMLP`.
+    """Fitted networks, on the device of their fit; shapes as in `ResidualMLP`.
 
     Args:
         weights: of each layer (members, in, out).
@@ -64,13 +68,14 @@ class Nets:
         """Return the mean output (N, Q) of the networks at features (N, D)."""
         parts = []
         with torch.inference_mode():
-            for part in torch.split(torch.from_numpy(z), 4096):
+            chunk = _CPU_CHUNK if self.out.device.type == "cpu" else _GPU_CHUNK
+            for part in torch.split(torch.from_numpy(z).to(self.out.device), chunk):
                 y = part.expand(len(self.out), -1, -1)
                 for index, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
                     inner = silu(torch.baddbmm(b[:, None], y, w))
                     y = inner if index == 0 else inner + y
                 parts.append(torch.bmm(y, self.out).sum(0) + self.out_bias)
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).cpu().numpy()
 
 
 class _FlatAdam:
@@ -81,15 +86,16 @@ class _FlatAdam:
 
     Args:
         shapes: of the parameters.
+        device: where they live.
     """
 
     beta1 = 0.9
     beta2 = 0.99
     epsilon = 1e-8
 
-    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], device: torch.device) -> None:
         sizes = [math.prod(shape) for shape in shapes]
-        self._weights = torch.zeros(sum(sizes))
+        self._weights = torch.zeros(sum(sizes), device=device)
         self._gradient = torch.zeros_like(self._weights)
         self._m = torch.zeros_like(self._weights)
         self._v = torch.zeros_like(self._weights)
@@ -114,7 +120,13 @@ class _FlatAdam:
 
 
 def fit_nets(
-    z: FloatPixels, targets: FloatPixels, scale: FloatPixels, size: NetSize, seed: int
+    z: FloatPixels,
+    targets: FloatPixels,
+    scale: FloatPixels,
+    size: NetSize,
+    seed: int,
+    device: torch.device = CPU,
+    noise: FloatPixels | None = None,
 ) -> Nets:
     """Fit networks z -> targets by the mean absolute error; their output starts at zero.
 
@@ -125,32 +137,44 @@ def fit_nets(
             order of 1; the error itself is not divided by it.
         size: of the networks and the fit.
         seed: of the weights and the order of pixels.
+        device: where the fit runs and the networks stay.
+        noise: (M, D); white noise of M dimensions @ this is added to the features, afresh each
+            time a pixel is used. None for none.
     """
     generator = torch.Generator().manual_seed(seed)
-    inputs, wanted = torch.tensor(z), torch.tensor(targets)
-    factor = torch.tensor(scale)
+    inputs, wanted = torch.tensor(z, device=device), torch.tensor(targets, device=device)
+    factor = torch.tensor(scale, device=device)
     count, members = len(inputs), size.members
     widths = [inputs.shape[1]] + [size.hidden] * size.layers + [wanted.shape[1]]
     shapes: list[tuple[int, ...]] = []
     for n_in, n_out in itertools.pairwise(widths):
         shapes += [(members, n_in, n_out), (members, 1, n_out)]
-    adam = _FlatAdam(shapes)
+    adam = _FlatAdam(shapes, device)
     parameters = adam.parameters
     for index in range(size.layers):  # the last layer stays zero
         deviation = math.sqrt(2 / widths[index])
         with torch.no_grad():
-            parameters[2 * index].normal_(0, deviation, generator=generator)
+            initial = torch.empty(shapes[2 * index]).normal_(0, deviation, generator=generator)
+            parameters[2 * index].copy_(initial)
     batch = min(size.batch, count)
-    share = 1 / (batch * float(factor.sum()))
-    order = torch.empty(members, 0, dtype=torch.long)
+    share = 1 / (batch * float(torch.tensor(scale).sum()))
+    order = torch.empty(members, 0, dtype=torch.long, device=device)
+    spread = None if noise is None or not noise.any() else torch.tensor(noise, device=device)
+    drawn = torch.empty(members, 0, len(() if noise is None else noise), device=device)
     for step in range(size.steps):
         done = step / size.steps
         rate = min(1, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
         if order.shape[1] < batch:
             fresh = [torch.randperm(count, generator=generator) for _ in range(members)]
-            order = torch.cat([order, torch.stack(fresh)], 1)
+            order = torch.cat([order, torch.stack(fresh).to(device)], 1)
+            if spread is not None:
+                white = torch.randn(members, count, len(spread), generator=generator)
+                drawn = torch.cat([drawn, white.to(device)], 1)
         chosen, order = order[:, :batch].reshape(-1), order[:, batch:]
         y = inputs.index_select(0, chosen).view(members, batch, -1)
+        if spread is not None:
+            y = y + drawn[:, :batch] @ spread
+            drawn = drawn[:, batch:]
         for layer in range(size.layers):
             inner = silu(torch.baddbmm(parameters[2 * layer + 1], y, parameters[2 * layer]))
             y = inner if layer == 0 else inner + y

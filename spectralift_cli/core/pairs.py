@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from spectralift_cli.core.config import SynthConfig
 from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.errors import DataError, OptionError
+from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.operators.psf import psf_radius_px
 from spectralift_cli.core.placement import Placement, place
 from spectralift_cli.core.scene import Scene, is_scene, open_scene
 from spectralift_cli.core.sensors import SENSORS, find_sensor
@@ -169,6 +172,16 @@ def _no_wavelengths(source: object) -> DataError:
         f"{source}: has no wavelengths, so a sensor's response cannot be laid over its bands",
         "give them with --wavelengths FILE, or the response as weights with --srf-file",
     )
+
+
+def psf_radius_lr_px(scene: Scene) -> int | None:
+    """Return how far the PSF of a scene reaches in LR pixels, at least 1, or None if it has none.
+
+    That is half the side of the square with 99 % of |kernel|, rounded up.
+    """
+    if not scene.has("psf"):
+        return None
+    return max(1, math.ceil(psf_radius_px(read_psf(scene.path("psf"))) / scene.ratio))
 
 
 def sharp_image(path: Path) -> tuple[Path, Scene | None]:

@@ -171,7 +171,7 @@ class TrainInputs:
         scene: a scene's folder; excludes the others.
         lr_hsi: the blurry hyperspectral image.
         hr_msi: the sharp multispectral image: tells which bands of a sensor it has, or its own
-            response, and is checked against one from elsewhere.
+            response, and is checked against one from elsewhere; preset auto learns its noise.
         response: where the spectral response comes from, for loose files.
         reading: how to read the LR-HSI.
         estimate: file of what was estimated from both images; a response that it uses replaces
@@ -198,6 +198,16 @@ class _Opened:
     shares_extent: bool = False
     radiometry: Radiometry | None = None
     shift_px: tuple[float, float] = (0.0, 0.0)
+    hr_msi: CubeReader | None = None
+    psf_radius_lr_px: int | None = None
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.reader.close()
+        if self.hr_msi is not None:
+            self.hr_msi.close()
 
 
 def _open_training(inputs: TrainInputs) -> _Opened:
@@ -208,7 +218,7 @@ def _open_training(inputs: TrainInputs) -> _Opened:
     try:
         check_estimate(found, opened.reader.meta, opened.srf, inputs.estimate)
     except BaseException:
-        opened.reader.close()
+        opened.__exit__()
         raise
     opened.identities["estimate"] = identity(inputs.estimate)
     return dataclasses.replace(opened, radiometry=found.radiometry, shift_px=found.shift_px)
@@ -226,6 +236,7 @@ def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
     if inputs.lr_hsi is None:
         raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
     reader = inputs.reading.open(inputs.lr_hsi)
+    msi: CubeReader | None = None
     try:
         check_on_map(reader)
         sharp: SharpImage | None = None
@@ -235,45 +246,52 @@ def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
         if inputs.hr_msi is None:
             srf = estimated or pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
         else:
-            with open_cube(inputs.hr_msi, allow_2d=True) as msi:
-                check_on_map(msi)
-                srf = estimated or pairs.find_response(
-                    inputs.response, reader.meta, inputs.lr_hsi, msi.meta, inputs.hr_msi
-                )
-                placement = place(reader.meta, msi.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
-                sharp = _look_at(msi, srf, reader.meta, placement)
-                identities["hr_msi"] = identity(*msi.files)
+            msi = open_cube(inputs.hr_msi, allow_2d=True)
+            check_on_map(msi)
+            srf = estimated or pairs.find_response(
+                inputs.response, reader.meta, inputs.lr_hsi, msi.meta, inputs.hr_msi
+            )
+            placement = place(reader.meta, msi.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
+            identities["hr_msi"] = identity(*msi.files)
+            msi = without_dropped(msi, srf)
+            sharp = _look_at(msi, srf, reader.meta, placement)
     except BaseException:
         reader.close()
+        if msi is not None:
+            msi.close()
         raise
-    return _Opened(reader, srf, None, identities, sharp)
+    return _Opened(reader, srf, None, identities, sharp, hr_msi=msi)
 
 
 def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     reader = scene.open("lr_hsi")
+    msi: CubeReader | None = None
     try:
         meta = reader.meta
         srf = estimated or read_srf(
             scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands
         )
-        with scene.open("hr_msi") as msi:
-            sharp = _look_at(msi, srf, meta, pairs.scene_placement(scene, meta, msi.meta))
+        msi = scene.open("hr_msi")
+        placement = pairs.scene_placement(scene, meta, msi.meta)
+        msi = without_dropped(msi, srf)
+        sharp = _look_at(msi, srf, meta, placement)
+        radius = pairs.psf_radius_lr_px(scene)
     except BaseException:
         reader.close()
+        if msi is not None:
+            msi.close()
         raise
     scaling = Scaling() if scene.data_scaled else None
     return _Opened(
         reader, srf, scaling, {"scene": scene.identity()}, sharp,
-        shares_extent=pairs.shares_extent(scene),
+        shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
     )  # fmt: skip
 
 
 def _look_at(msi: CubeReader, srf: Srf, hsi: CubeMeta, placement: Placement) -> SharpImage:
     """Check an HR-MSI's bands and return what training needs to know of it."""
-    source = msi.path
-    msi = without_dropped(msi, srf)
-    check_bands(msi.meta, srf, hsi.wavelengths_nm, source, "the response")
-    return SharpImage(source, placement, sample_levels(msi, placement), msi.meta.scale)
+    check_bands(msi.meta, srf, hsi.wavelengths_nm, msi.path, "the response")
+    return SharpImage(msi.path, placement, sample_levels(msi, placement), msi.meta.scale)
 
 
 def train(
@@ -332,11 +350,11 @@ def train(
             f"{state}: a training that was killed left its state",
             "--resume continues it, --overwrite starts afresh",
         )
-    opened = _open_training(inputs)
-    with opened.reader as reader:
+    with _open_training(inputs) as opened:
         trained = train_model(
-            reader, opened.srf, config,
-            scaling=opened.scaling, device=device, threads=execution.threads,
+            opened.reader, opened.srf, config,
+            scaling=opened.scaling, hr_msi=opened.hr_msi,
+            psf_radius_lr_px=opened.psf_radius_lr_px, device=device, threads=execution.threads,
             progress=execution.progress, announce=announce, state_path=state,
             save_every_s=save_every_s, resume=resume, inputs=opened.identities,
             radiometry=opened.radiometry, shift_px=opened.shift_px, sharp=opened.sharp,
@@ -351,9 +369,8 @@ def train(
 
 def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
-    opened = _open_training(inputs)
-    with opened.reader as reader:
-        data = load_pairs(reader, opened.srf, scaling=opened.scaling)
+    with _open_training(inputs) as opened:
+        data = load_pairs(opened.reader, opened.srf, scaling=opened.scaling)
         check_units(data, opened.srf, opened.sharp, opened.radiometry)
         return plan_training(data, config, opened.sharp)
 

@@ -1,7 +1,7 @@
 """Fit a spectral inverter to the pixels of an LR-HSI.
 
 The LR-MSI is the LR-HSI seen through the SRF; the network learns the way back, pixel by pixel. The
-network sees neither the HR-MSI nor a ground truth (Shah and Duarte, arXiv 2507.13339).
+network sees no ground truth (Shah and Duarte, arXiv 2507.13339), and preset paper's no HR-MSI.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from spectralift_cli.core.placement import Placement, placement_json
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import Srf, over_used_bands
+from spectralift_cli.core.sharplook import look_at
 
 __all__ = [
     "Fitted",
@@ -248,13 +249,14 @@ def plan_training(
     placement = None if sharp is None else sharp.placement
     pixels, msi_bands = data.lr_msi.shape
     used = data.lr_hsi.shape[1]
-    if config.preset == "auto":
+    published = config.published
+    if published is None:
         return TrainingPlan(
             model=config.model or "auto", valid_pixels=pixels, pixels=data.pixels,
             msi_bands=msi_bands, used_bands=used, hsi_bands=data.used_bands.size, parameters=0,
             flops_per_pixel=0, epochs=0, steps_per_epoch=0, placement=placement,
         )  # fmt: skip
-    model = build_model("paper", msi_bands, used, {"hidden_size": config.hidden_size})
+    model = build_model("paper", msi_bands, used, {"hidden_size": published.hidden_size})
     return TrainingPlan(
         model="paper",
         valid_pixels=pixels,
@@ -264,8 +266,8 @@ def plan_training(
         hsi_bands=data.used_bands.size,
         parameters=model.parameter_count,
         flops_per_pixel=model.flops_per_pixel,
-        epochs=config.epochs,
-        steps_per_epoch=math.ceil(pixels / min(pixels, config.training_batch_size or pixels)),
+        epochs=published.epochs,
+        steps_per_epoch=math.ceil(pixels / min(pixels, published.training_batch_size or pixels)),
         placement=placement,
     )
 
@@ -276,6 +278,8 @@ def train(
     config: TrainConfig,
     *,
     scaling: Scaling | None = None,
+    hr_msi: CubeReader | None = None,
+    psf_radius_lr_px: int | None = None,
     device: torch.device | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
@@ -299,6 +303,10 @@ def train(
         srf: (M, B) weights over its bands.
         config: how.
         scaling: from units to the network's range; None chooses it from the LR-HSI.
+        hr_msi: the sharp image in the LR-HSI's units, of which preset auto learns noise, contrast and
+            some pixels (`look_at`); None for nothing.
+        psf_radius_lr_px: of the PSF between the images, by which preset auto keeps held-out LR pixels
+            apart from the others; None where it is not known.
         device: where; None for the processor.
         threads: at most; None for all this process may use. Changes no byte of the result.
         progress: called as progress(epochs done, all epochs).
@@ -321,21 +329,32 @@ def train(
     plan = plan_training(data, config, sharp)
     if announce is not None:
         announce(plan)
-    if config.preset == "auto":
+    published = config.published
+    if published is None:
+        with one_thread_each():
+            look = None if hr_msi is None else look_at(hr_msi)
+            if look is not None and radiometry is not None:
+                look = look.corrected(radiometry)
+            if look is not None and plan.placement is not None:
+                look = look.placed(plan.placement.shifted(shift_px))
         found = fit_auto(
             data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
+            sharp=None if look is None else look.scaled(data.scaling),
+            psf_radius_lr_px=psf_radius_lr_px, device=device or torch.device("cpu"),
             threads=threads, progress=progress,
         )  # fmt: skip
         history = History(np.zeros(0), np.zeros(0))
     else:
+        if config.preset != "paper":
+            state_path = None  # only preset paper resumes
         fitted = fit(
-            data.lr_msi, data.lr_hsi, config, device=device, threads=threads, progress=progress,
+            data.lr_msi, data.lr_hsi, published, device=device, threads=threads, progress=progress,
             state_path=state_path, save_every_s=save_every_s, resume=resume,
         )  # fmt: skip
         history = fitted.history
         found = AutoFit(
-            "paper", {"hidden_size": config.hidden_size}, fitted.model.state_dict(), "",
-            {"epochs": config.epochs, "final_loss": float(history.loss[-1])},
+            "paper", {"hidden_size": published.hidden_size}, fitted.model.state_dict(), "",
+            {"epochs": published.epochs, "final_loss": float(history.loss[-1])},
         )  # fmt: skip
     hsi = lr_hsi.meta
     if not data.used_bands.all():

@@ -1,4 +1,7 @@
-"""Inference of preset `paper`: pixels a second in memory, and time and peak memory when streamed.
+"""Inference: pixels a second in memory, of preset `paper` and of what preset `auto` fits, and time and
+peak memory of preset `paper` when streamed.
+
+What `auto` fits is fitted here, to the synthetic sample: by default, and every model by name.
 
 Streamed: a generated MSI of 8192 x 8192 x 4 uint16 to 100 bands of int16 (13.4 GB) and one of
 4096 x 4096, into ENVI and Zarr, each in a process of its own.
@@ -9,19 +12,25 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from spectralift_cli.core import stages
 from spectralift_cli.core.checkpoint import Checkpoint, save_checkpoint
-from spectralift_cli.core.config import TrainConfig
+from spectralift_cli.core.config import AUTO_MODELS, SynthConfig, TrainConfig
 from spectralift_cli.core.cube import CubeMeta
+from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.inference import predict
 from spectralift_cli.core.models.paper import build_paper
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.resources import available_cpus
+from spectralift_cli.core.samples import write_sample
 from spectralift_cli.core.sensors.response import Srf
 from tests.bench.harness import run, scratch
 
@@ -62,6 +71,46 @@ def in_memory() -> None:
                     best = min(best, time.perf_counter() - started)
                 speed = len(msi) / best / 1e6
                 print(f"{device:6} {threads:8}  {precision:9} {size:7,} {speed:10.2f}", flush=True)
+
+
+def fitted() -> None:
+    """Print pixels a second of what preset auto fits to a synthetic scene, 4 to 191 bands."""
+    threads = available_cpus()
+    print(
+        f"\ntrain          fitted          networks  parameters  Mpixels/s  (4 -> 191 bands, {threads} threads)"
+    )
+    rng = np.random.default_rng(0)
+    with scratch(1e8) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpectraliftWarning)
+        write_sample("synthetic", folder / "cube.h5", size=(144, 144, 191), seed=7)
+        config = SynthConfig(srf_wavelengths="invented")
+        scene = stages.synth(folder / "cube.h5", folder / "scene", config, cube_format="npy")
+        for name in (None, *AUTO_MODELS):
+            trained = stages.train(
+                stages.TrainInputs(scene=scene.folder), folder / "m.safetensors",
+                TrainConfig(model=name), overwrite=True,
+            )  # fmt: skip
+            model = trained.checkpoint.model()
+            pixels = rng.random((1_000_000, model.inputs), dtype=np.float32)
+            best = np.inf
+            for _ in range(3):
+                started = time.perf_counter()
+                predict(model, pixels, threads=threads)
+                best = min(best, time.perf_counter() - started)
+            print(
+                f"{'--model ' + name if name else 'default':22} {trained.checkpoint.model_name:14} "
+                f"{_networks(trained.checkpoint.model_config):>8} {model.parameter_count:11,} "
+                f"{len(pixels) / best / 1e6:10.2f}",
+                flush=True,
+            )
+
+
+def _networks(config: Mapping[str, Any]) -> str:
+    """Return how many networks a pixel passes through, of each member of an ensemble."""
+    members = config.get("members", "")
+    if isinstance(members, list):
+        return " + ".join(_networks(member["config"]) or "0" for member in members)
+    return str(members)
 
 
 def write_inputs(folder: Path, side: int) -> tuple[Path, Path]:
@@ -112,3 +161,4 @@ def streamed() -> None:
 if __name__ == "__main__":
     streamed()  # first, because a child's peak memory begins at its parent's
     in_memory()
+    fitted()

@@ -68,8 +68,10 @@ class KernelModel(SpectralModel):
         del precision
         parts = {name: p.detach().clone() for name, p in self.named_parameters()}
         out = torch.empty((pixels, self.hsi_bands), device=parts["linear"].device)
-        # the table of kernel values must fit the cache, whatever the number of centres
-        step = max(64, 2**19 // max(1, len(parts["centres"])))
+        # the table of kernel values must fit a processor's cache, or a part of a GPU's memory,
+        # whatever the number of centres
+        table = 2**19 if out.device.type == "cpu" else 2**26
+        step = max(64, table // max(1, len(parts["centres"])))
 
         def call(x: Tensor) -> Tensor:
             x = x.clamp(parts["msi_range"][0], parts["msi_range"][1])

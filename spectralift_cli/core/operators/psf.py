@@ -168,3 +168,20 @@ def delta(
 ) -> FloatArray:
     """Compute 1 at the centre and 0 elsewhere."""
     return np.where(r == 0, 1.0, 0.0)
+
+
+def psf_radius_px(kernel: FloatArray, share: float = 0.99) -> int:
+    """Return half the width, in pixels, of the square around the centre with a share of |kernel|.
+
+    Args:
+        kernel: (k, k), k odd.
+        share: above 0, below 1.
+    """
+    half = len(kernel) // 2
+    size = np.abs(kernel)
+    wanted = share * size.sum()
+    return next(
+        n
+        for n in range(half + 1)
+        if n == half or size[half - n : half + n + 1, half - n : half + n + 1].sum() >= wanted
+    )
