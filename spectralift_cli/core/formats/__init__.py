@@ -59,6 +59,7 @@ class Format:
         holds: the fields of `CubeMeta` it can hold (`ALL_FIELDS`).
         axis_order: whether `--axis-order` applies, because the file does not fix its axes.
         variables: whether a file can hold several arrays, told apart by `--var`.
+        shares_rows: several processes can write blocks of rows of one output.
         options: what `--co` takes.
         extra: the optional dependency it needs, or "".
     """
@@ -74,6 +75,7 @@ class Format:
     holds: frozenset[str] = ALL_FIELDS
     axis_order: bool = False
     variables: bool = False
+    shares_rows: bool = False
     options: tuple[CreationOption, ...] = field(default=())
     extra: str = ""
 
@@ -93,6 +95,7 @@ FORMATS: tuple[Format, ...] = (
         creator="spectralift_cli.core.formats.npy:create_npy",
         reads_rows=True,
         writes_rows=True,
+        shares_rows=True,
         dtypes=(*_INTEGERS, "float16", *_FLOATS),
         axis_order=True,
     ),
@@ -175,6 +178,7 @@ FORMATS: tuple[Format, ...] = (
         creator="spectralift_cli.core.formats.envi:create_envi",
         reads_rows=True,
         writes_rows=True,
+        shares_rows=True,
         dtypes=("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", *_FLOATS),
         options=(
             CreationOption("INTERLEAVE", "order of the values (BIP)", ("BSQ", "BIL", "BIP")),
@@ -189,6 +193,7 @@ FORMATS: tuple[Format, ...] = (
         creator="spectralift_cli.core.formats.zarr:create_zarr",
         reads_rows=True,
         writes_rows=True,
+        shares_rows=True,
         dtypes=(*_INTEGERS, "float16", *_FLOATS),
         axis_order=True,
         variables=True,
@@ -310,6 +315,7 @@ def create_cube(
     *,
     options: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    shared: Path | None = None,
 ) -> CubeWriter:
     """Start a cube that appears, whole, when its writer commits.
 
@@ -318,10 +324,14 @@ def create_cube(
         meta: shape, dtype and metadata; what the format cannot hold is named in a warning.
         options: creation options of the format (`--co`).
         overwrite: replace an existing output.
+        shared: the folder in which this process and others prepare the output; it stays when the
+            writer is closed. Each writes blocks of rows in any order, whole multiples of the
+            writer's `block_rows` except at the end, and one commits.
 
     Raises:
         DataError: unknown ending, a dtype the format cannot hold, or a place that cannot be written.
-        OptionError: a creation option that the format does not have.
+        OptionError: a creation option that the format does not have, or one writer only in a format
+            that is to be shared.
         OutputExistsError: it exists and `overwrite` is false.
     """
     path = Path(path)
@@ -342,9 +352,16 @@ def create_cube(
         warnings.warn(
             f"{path}: {row.name} cannot hold {', '.join(lost)}", SpectraliftWarning, stacklevel=2
         )
+    if shared is not None and not row.shares_rows:
+        able = ", ".join(f.suffixes[0] for f in FORMATS if f.shares_rows)
+        raise OptionError(
+            f"{path}: {row.name} takes one writer, from top to bottom, that cannot be interrupted",
+            f"write one of {able}, then spectralift convert",
+        )
     creator: Callable[..., CubeWriter] = _resolve(row.creator, row)
+    more = {} if shared is None else {"shared": shared}
     try:
-        return creator(path, meta, checked, overwrite)
+        return creator(path, meta, checked, overwrite, **more)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error})",
