@@ -402,7 +402,7 @@ class CubeWriter(ABC):
         """Take a slice of rows for written: another process has done it in the same folder."""
         self._seen[rows] = True
 
-    def sync(self) -> None:
+    def sync(self) -> None:  # noqa: B027  # a format that closes its files has nothing to do
         """Bring what was written to where other hosts, too, can read it."""
 
     def _write_in_order(self, start: int, block: AnyArray) -> None:

@@ -75,15 +75,16 @@ def stream_rows(
             if row + ready < rows.stop:
                 ready -= ready % step
             if ready:
-                buffers.reverse()
-                rest = done[ready * cols : filled]
-                buffers[0][: len(rest)] = rest
-                filled = len(rest)
                 yield (
                     slice(row, row + ready),
                     done[: ready * cols].reshape(ready, cols, done.shape[1]),
                 )
                 row += ready
+                # only now: what was yielded before may have been in use until this was taken
+                buffers.reverse()
+                rest = done[ready * cols : filled]
+                buffers[0][: len(rest)] = rest
+                filled = len(rest)
 
 
 def _whole_chunks(

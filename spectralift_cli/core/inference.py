@@ -279,6 +279,10 @@ class Inference:
     device: torch.device
     inputs: Mapping[str, Mapping[str, Any]]
 
+    def close(self) -> None:
+        """Close the MSI."""
+        self.hr_msi.close()
+
     @contextlib.contextmanager
     def computing(self) -> Iterator[Compute]:
         """Yield what turns stored MSI pixels into stored HSI pixels, with its threads at work."""

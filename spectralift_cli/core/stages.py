@@ -20,6 +20,7 @@ from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
 from spectralift_cli.core.inference import infer as infer_cube
+from spectralift_cli.core.jobs.folder import refuse_unfinished
 from spectralift_cli.core.levels import SharpImage, sample_levels
 from spectralift_cli.core.metrics.evaluate import Scores, per_band_csv
 from spectralift_cli.core.metrics.evaluate import evaluate as evaluate_cubes
@@ -385,8 +386,9 @@ def infer(
 
     Raises:
         DataError: a file is damaged, or the image has other bands than the model.
-        OutputExistsError: the output exists and `overwrite` is false.
+        OutputExistsError: the output, or an unfinished job of it, exists and `overwrite` is false.
     """
+    refuse_unfinished(Path(output), overwrite=overwrite)
     checkpoint = load_checkpoint(Path(model))
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:

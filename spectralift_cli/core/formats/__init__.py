@@ -352,12 +352,8 @@ def create_cube(
         warnings.warn(
             f"{path}: {row.name} cannot hold {', '.join(lost)}", SpectraliftWarning, stacklevel=2
         )
-    if shared is not None and not row.shares_rows:
-        able = ", ".join(f.suffixes[0] for f in FORMATS if f.shares_rows)
-        raise OptionError(
-            f"{path}: {row.name} takes one writer, from top to bottom, that cannot be interrupted",
-            f"write one of {able}, then spectralift convert",
-        )
+    if shared is not None:
+        check_shares_rows(path)
     creator: Callable[..., CubeWriter] = _resolve(row.creator, row)
     more = {} if shared is None else {"shared": shared}
     try:
@@ -367,6 +363,21 @@ def create_cube(
             f"{path}: cannot be written ({error.strerror or error})",
             "free some room or choose another folder",
         ) from error
+
+
+def check_shares_rows(path: Path) -> None:
+    """Check that several processes, one after the other or at once, can write an output.
+
+    Raises:
+        OptionError: they cannot in this format.
+    """
+    row = find_format(path)
+    if row is None or not row.shares_rows:
+        able = ", ".join(f.suffixes[0] for f in FORMATS if f.shares_rows)
+        raise OptionError(
+            f"{path}: this format takes one writer, from top to bottom in one go",
+            f"write one of {able}, then spectralift convert",
+        )
 
 
 def read_cube(path: str | Path, **options: Any) -> Cube:
