@@ -121,8 +121,9 @@ class BlockWorker:
         except BaseException:
             self._stack.close()
             raise
-        meta = self.inference.meta
-        self.grid = BlockGrid.of(meta.rows, meta.row_bytes, self.writer.block_rows)
+        self.grid = BlockGrid.of(
+            self.inference.meta, self.inference.plan.batch_size, self.writer.block_rows
+        )
 
     def ensure(self, block: int) -> bool:
         """Prove a block complete by its receipt, or compute it; return whether it was computed.

@@ -201,7 +201,8 @@ class DaskCluster:
         except (OSError, ValueError, TimeoutError) as error:
             raise lost from error
         try:
-            _submit_all(distributed, client, worker.task, worker.job, deque(blocks), done, lost)
+            with client.as_current():
+                _submit_all(distributed, client, worker.task, worker.job, deque(blocks), done, lost)
         finally:
             with contextlib.suppress(OSError, TimeoutError):
                 client.close(timeout=1)

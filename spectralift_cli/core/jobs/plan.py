@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.errors import DataError
 
-# a block is large beside the chunks at its borders, which are computed twice, and beside a receipt
+# a block's border chunks are computed for its neighbour, too: it has many more
+_LEAST_CHUNKS = 16
+_FEW_BLOCKS = 64  # enough to keep several processes busy to the end
 _BLOCK_BYTES = 64 * 2**20
 _MOST_BLOCKS = 4096
 
@@ -27,16 +29,21 @@ class BlockGrid:
     block_rows: int
 
     @classmethod
-    def of(cls, rows: int, row_bytes: int, step: int) -> BlockGrid:
+    def of(cls, meta: CubeMeta, chunk: int, step: int) -> BlockGrid:
         """Return the grid of an output.
 
         Args:
-            rows: of the output.
-            row_bytes: of a row.
+            meta: of the output.
+            chunk: pixels that are computed together.
             step: rows that the format writes together.
         """
-        wanted = max(_BLOCK_BYTES // row_bytes, -(-rows // _MOST_BLOCKS), 1)
-        return cls(rows, math.ceil(wanted / step) * step)
+        pixels = meta.rows * meta.cols
+        fitting = _BLOCK_BYTES * meta.cols // meta.row_bytes
+        wanted = max(
+            min(pixels // _FEW_BLOCKS, fitting), _LEAST_CHUNKS * chunk, -(-pixels // _MOST_BLOCKS)
+        )
+        rows = -(-wanted // meta.cols)
+        return cls(meta.rows, -(-rows // step) * step)
 
     @property
     def count(self) -> int:
@@ -47,10 +54,6 @@ class BlockGrid:
         """Return the rows of a block, counted from 0."""
         start = block * self.block_rows
         return slice(start, min(start + self.block_rows, self.rows))
-
-    def to_json(self) -> dict[str, int]:
-        """Return it as a JSON object."""
-        return {"rows": self.rows, "block_rows": self.block_rows}
 
 
 @dataclass(frozen=True)
