@@ -203,6 +203,8 @@ class DaskCluster:
         try:
             with client.as_current():
                 _submit_all(distributed, client, worker.task, worker.job, deque(blocks), done, lost)
+        except (OSError, distributed.CancelledError) as error:  # of the connection and its futures
+            raise lost from error
         finally:
             with contextlib.suppress(OSError, TimeoutError):
                 client.close(timeout=1)
@@ -210,6 +212,8 @@ class DaskCluster:
 
 def _import_distributed() -> Any:
     try:
+        # before the import, which reads it: a lost scheduler is told by our error, not by its log
+        importlib.import_module("dask").config.set({"logging": {"distributed": "critical"}})
         return importlib.import_module("distributed")  # untyped, and an optional dependency
     except ModuleNotFoundError as error:
         raise DataError(
@@ -244,7 +248,7 @@ def _submit_all(
             distributed.wait(list(under_way), timeout=_POLL_S, return_when="FIRST_COMPLETED")
         for future in [future for future in under_way if future.done()]:
             block = under_way.pop(future)
-            if future.status == "cancelled" or future.status == "lost":
+            if future.status in ("cancelled", "lost"):
                 raise lost
             if future.status == "error":
                 error = future.exception()
