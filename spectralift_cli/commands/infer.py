@@ -90,6 +90,11 @@ def infer(
     co: options.CreationOptions = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    workers: options.Workers = None,
+    shard: options.ShardText = None,
+    scheduler: options.Scheduler = None,
+    scheduler_file: options.SchedulerFile = None,
+    resume: options.ResumeJob = False,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
 ) -> Result:
@@ -97,8 +102,14 @@ def infer(
     options.check_output_name(output)
     memory_bytes = options.parse_size(memory)
     creation = options.parse_creation_options(co)
+    share = options.parse_shard(shard)
+    shared = (workers, share, scheduler, scheduler_file) != (None,) * 4 or resume
     if not refine and (lr_hsi or psf_file):
         raise typer.BadParameter("--lr-hsi and --psf-file say how to refine: give --refine, too")
+    if refine and shared:
+        raise typer.BadParameter(
+            "--refine does not apply to a job of several processes: run spectralift refine after it"
+        )
 
     from spectralift_cli.core import refining, stages
     from spectralift_cli.core.placement import placement_json
@@ -140,11 +151,35 @@ def infer(
         console.say(str(both.refined.verdict))
         return Result(outputs=both.refined.files, data=both.refined.to_json())
     with console.progress(f"infer {image.name}") as progress:
-        result = stages.infer(
-            model, image, output, config, stored=stored, batch_size=inference_batch_size,
-            reading=reading, execution=stages.Execution(device, threads, progress),
-            overwrite=overwrite, estimate=estimate,
-        )  # fmt: skip
+        if shared:
+            from spectralift_cli.core.jobs.blocks import InferTask
+            from spectralift_cli.core.jobs.plan import Shard
+            from spectralift_cli.core.jobs.sharing import Sharing, infer_shared
+
+            state = infer_shared(
+                InferTask(
+                    model, image, output, config, stored, inference_batch_size, reading, overwrite,
+                    device, threads, estimate,
+                ),
+                Sharing(
+                    workers, share and Shard(*share), scheduler, scheduler_file, resume
+                ),
+                progress=progress,
+            )  # fmt: skip
+            if state.result is None:
+                console.say(
+                    f"{state.blocks_done} of {state.blocks} blocks are done; "
+                    f"{output} appears with the last"
+                )
+                data = {"blocks_done": state.blocks_done, "blocks": state.blocks}
+                return Result(outputs=[state.folder], data={"unfinished": data})
+            result = state.result
+        else:
+            result = stages.infer(
+                model, image, output, config, stored=stored, batch_size=inference_batch_size,
+                reading=reading, execution=stages.Execution(device, threads, progress),
+                overwrite=overwrite, estimate=estimate,
+            )  # fmt: skip
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
     place = placement_json(result.placement)
     if result.placement is not None and place is not None:

@@ -148,6 +148,42 @@ DType = Annotated[
         help="Stored type; integers take the LR-HSI's scale, offset and nodata.",
     ),
 ]  # fmt: skip
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=1024, rich_help_panel=RUN, show_default="this process alone",
+        help="Local processes that share the work (.npy, ENVI, .zarr); changes no byte.",
+    ),
+]  # fmt: skip
+ShardText = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", rich_help_panel=RUN, show_default="everything",
+        help="Do the I-th of N shares; runs of the others, anywhere, do theirs and the last one "
+        "finishes the output.",
+    ),
+]  # fmt: skip
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", rich_help_panel=RUN, show_default=False,
+        help="Dask scheduler whose workers do the work, like tcp://host:8786.",
+    ),
+]  # fmt: skip
+SchedulerFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=RUN, show_default=False,
+        help="File that names the Dask scheduler.",
+    ),
+]  # fmt: skip
+ResumeJob = Annotated[
+    bool,
+    typer.Option(
+        "--resume", rich_help_panel=RUN,
+        help="Keep what is done if this run is killed, and continue what a killed run kept.",
+    ),
+]  # fmt: skip
 
 _STDIN_BYTES = 16 * 2**20
 _SIZE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -181,6 +217,21 @@ def parse_window(text: str | None) -> tuple[int, int, int, int] | None:
         raise typer.BadParameter(f"{text!r} is not ROW,COL,HEIGHT,WIDTH in whole pixels")
     row, col, height, width = map(int, words)
     return row, col, height, width
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Return (I, N) of `I/N`.
+
+    Raises:
+        typer.BadParameter: it is not 1/N to N/N.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    index, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise typer.BadParameter(f"{text!r} is not a share like 1/3, 2/3 or 3/3")
+    return index, count
 
 
 def parse_creation_options(pairs: Sequence[str] | None) -> dict[str, str]:

@@ -208,8 +208,10 @@ class OutputRange:
             spectra.round_()
         return clipped, _clamp(spectra, self.limits, valid)
 
-    def keep_off_nodata(self, stored: AnyArray, used: BoolArray, holes: BoolArray) -> int:
-        """Move valid values that equal nodata by one count, in place; return how many.
+    def keep_off_nodata(
+        self, stored: AnyArray, used: BoolArray, holes: BoolArray, counted: BoolArray
+    ) -> int:
+        """Move valid values that equal nodata by one count, in place; return how many that count.
 
         They move up, or down where nodata is the type's highest value or ends the clip range.
 
@@ -217,6 +219,7 @@ class OutputRange:
             stored: (n, B) of the output's type.
             used: (B,) bands that hold values.
             holes: (n,) pixels that do not.
+            counted: (n,) pixels whose values count.
         """
         if self.nodata is None:
             return 0
@@ -229,7 +232,7 @@ class OutputRange:
         if self.clip is not None:
             top = min(top, math.floor(float(self.clip[1].max())))
         stored[hit] = self.nodata - 1 if self.nodata >= top else self.nodata + 1
-        return int(hit.sum())
+        return int(hit[counted].sum())
 
 
 def _clamp(spectra: Tensor, ends: tuple[Tensor, Tensor] | None, valid: Tensor | None) -> int:

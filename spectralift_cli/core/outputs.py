@@ -131,6 +131,19 @@ class Staging:
         """Return where to write a member (the key if none is named) before the commit."""
         return self.folder / (member or self.key).name
 
+    def place(self, member: Path, data: bytes) -> None:
+        """Write a small member, or a file inside one, whole in place of what is there.
+
+        Args:
+            member: its final path.
+            data: of a shared output the same bytes from every process.
+        """
+        path = self.folder / member.relative_to(self.key.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
     def commit(self) -> tuple[Path, ...]:
         """Move every member into place; return the final paths, the key first.
 
@@ -198,6 +211,57 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         self.abort()
+
+
+class SharedStaging(Staging):
+    """A folder in which several processes prepare one output, and which outlives each of them.
+
+    The members move from there to a private folder and then into place, as they always do.
+
+    Args:
+        folder: where the members are prepared, on the disk of the target.
+        key: see `Staging`; so are the others.
+        others: likewise.
+        stale: likewise.
+        overwrite: likewise.
+
+    Raises:
+        OutputExistsError: see `Staging`.
+        DataError: see `Staging`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: Path,
+        *,
+        others: Sequence[Path] = (),
+        stale: Sequence[Path] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.key = key
+        self.members = (*others, key)
+        self.folder = folder
+        self._stale = tuple(stale)
+        self._overwrite = overwrite
+        self._check_existing()
+
+    def commit(self) -> tuple[Path, ...]:
+        """Move every member into place; see `Staging.commit`."""
+        try:
+            for member in self.members:
+                _sync(self.path(member))  # before the moves, which are then over in a moment
+            with Staging(
+                self.key, others=self.members[:-1], stale=self._stale, overwrite=self._overwrite
+            ) as stage:
+                for member in self.members:
+                    self.path(member).rename(stage.path(member))
+                return stage.commit()
+        except OSError as error:
+            raise _unwritable(self.key, error) from error
+
+    def abort(self) -> None:
+        """Leave the folder to the other processes."""
 
 
 def write_bytes(path: Path, data: bytes, *, overwrite: bool = False) -> None:

@@ -28,6 +28,7 @@ from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
 from spectralift_cli.core.inference import infer as infer_cube
+from spectralift_cli.core.jobs.folder import refuse_unfinished
 from spectralift_cli.core.levels import SharpImage, sample_levels
 from spectralift_cli.core.metrics.evaluate import Scores, per_band_csv
 from spectralift_cli.core.metrics.evaluate import evaluate as evaluate_cubes
@@ -439,9 +440,10 @@ def infer(
 
     Raises:
         DataError: a file is damaged, or the image has other bands than the model.
-        OutputExistsError: the output exists and `overwrite` is false.
+        OutputExistsError: the output, or an unfinished job of it, exists and `overwrite` is false.
     """
-    checkpoint = _model(model, estimate)
+    refuse_unfinished(Path(output), overwrite=overwrite)
+    checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
@@ -455,7 +457,8 @@ def infer(
         )  # fmt: skip
 
 
-def _model(path: AnyPath, estimate: AnyPath | None) -> Checkpoint:
+def open_model(path: AnyPath, estimate: AnyPath | None = None) -> Checkpoint:
+    """Load a checkpoint, with an estimate's radiometry and shift in place of its own if given."""
     checkpoint = load_checkpoint(Path(path))
     return checkpoint if estimate is None else applied(checkpoint, Path(estimate))
 
@@ -472,7 +475,7 @@ def plan_infer(
     estimate: AnyPath | None = None,
 ) -> InferPlan:
     """Return what `infer` would write and need."""
-    checkpoint = _model(model, estimate)
+    checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)

@@ -29,6 +29,7 @@ __all__ = [
     "Format",
     "OpenRequest",
     "check_creation_options",
+    "check_shares_rows",
     "create_cube",
     "find_format",
     "open_cube",
@@ -147,6 +148,7 @@ def create_cube(
     *,
     options: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    shared: Path | None = None,
 ) -> CubeWriter:
     """Start a cube that appears, whole, when its writer commits.
 
@@ -155,10 +157,14 @@ def create_cube(
         meta: shape, dtype and metadata; what the format cannot hold is named in a warning.
         options: creation options of the format (`--co`).
         overwrite: replace an existing output.
+        shared: the folder in which this process and others prepare the output; it stays when the
+            writer is closed. Each writes blocks of rows in any order, whole multiples of the
+            writer's `block_rows` except at the end, and one commits.
 
     Raises:
         DataError: unknown ending, a dtype the format cannot hold, or a place that cannot be written.
-        OptionError: a creation option that the format does not have.
+        OptionError: a creation option that the format does not have, or one writer only in a format
+            that is to be shared.
         OutputExistsError: it exists and `overwrite` is false.
     """
     path = Path(path)
@@ -179,14 +185,32 @@ def create_cube(
         warnings.warn(
             f"{path}: {row.name} cannot hold {', '.join(lost)}", SpectraliftWarning, stacklevel=2
         )
+    if shared is not None:
+        check_shares_rows(path)
     creator: Callable[..., CubeWriter] = _resolve(row.creator, row)
+    more = {} if shared is None else {"shared": shared}
     try:
-        return creator(path, meta, checked, overwrite)
+        return creator(path, meta, checked, overwrite, **more)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error})",
             "free some room or choose another folder",
         ) from error
+
+
+def check_shares_rows(path: Path) -> None:
+    """Check that several processes, one after the other or at once, can write an output.
+
+    Raises:
+        OptionError: they cannot in this format.
+    """
+    row = find_format(path)
+    if row is None or not row.shares_rows:
+        able = ", ".join(f.suffixes[0] for f in FORMATS if f.shares_rows)
+        raise OptionError(
+            f"{path}: this format takes one writer, from top to bottom in one go",
+            f"write one of {able}, then spectralift convert",
+        )
 
 
 def read_cube(path: str | Path, **options: Any) -> Cube:

@@ -22,8 +22,8 @@ from spectralift_cli.core.formats import OpenRequest, arrays
 from spectralift_cli.core.formats import envi_files as pairs
 from spectralift_cli.core.formats.envi_header import EnviHeader, read_envi_header
 from spectralift_cli.core.formats.envi_meta import format_meta, read_meta
-from spectralift_cli.core.formats.rawio import pread_into, pwrite_all
-from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.formats.rawio import open_for_rows, pread_into, pwrite_all, sync_data
+from spectralift_cli.core.outputs import SharedStaging, Staging
 
 DATA_TYPES = {
     1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8",
@@ -202,7 +202,13 @@ class EnviWriter(CubeWriter):
     random_access = True
 
     def __init__(
-        self, path: Path, meta: CubeMeta, interleave: str, byte_order: int, overwrite: bool
+        self,
+        path: Path,
+        meta: CubeMeta,
+        interleave: str,
+        byte_order: int,
+        overwrite: bool,
+        shared: Path | None = None,
     ) -> None:
         super().__init__(path, meta)
         header, self._data_path = pairs.output_pair(path)
@@ -224,10 +230,15 @@ class EnviWriter(CubeWriter):
             },
         )
         stale = pairs.displaced_files(header, self._data_path, overwrite)
-        self._stage = Staging(header, others=(self._data_path,), stale=stale, overwrite=overwrite)
+        others = (self._data_path,)
+        self._stage: Staging = (
+            Staging(header, others=others, stale=stale, overwrite=overwrite)
+            if shared is None
+            else SharedStaging(shared, header, others=others, stale=stale, overwrite=overwrite)
+        )
         try:
-            self._stage.path().write_text(text, encoding="utf-8", newline="\n")
-            self._file = self._stage.path(self._data_path).open("w+b")
+            self._stage.place(header, text.encode())
+            self._file = open_for_rows(self._stage.path(self._data_path))
         except BaseException:
             self._stage.abort()
             raise
@@ -244,6 +255,10 @@ class EnviWriter(CubeWriter):
         for index, run in enumerate(runs):
             pwrite_all(self._file.fileno(), run, index * step + start * row_bytes)
 
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        sync_data(self._file.fileno())
+
     def _commit(self) -> tuple[Path, ...]:
         self._file.close()
         return self._stage.commit()
@@ -255,7 +270,11 @@ class EnviWriter(CubeWriter):
 
 
 def create_envi(
-    path: Path, meta: CubeMeta, options: Mapping[str, str], overwrite: bool
+    path: Path,
+    meta: CubeMeta,
+    options: Mapping[str, str],
+    overwrite: bool,
+    shared: Path | None = None,
 ) -> CubeWriter:
     """Start an ENVI header and its data file; see `create_cube`.
 
@@ -268,7 +287,8 @@ def create_envi(
     """
     suffix = path.suffix.lower().removeprefix(".")
     interleave = options.get("INTERLEAVE", suffix if suffix in _AXES else "bip").lower()
-    return EnviWriter(path, meta, interleave, int(options.get("BYTE_ORDER", "0")), overwrite)
+    byte_order = int(options.get("BYTE_ORDER", "0"))
+    return EnviWriter(path, meta, interleave, byte_order, overwrite, shared)
 
 
 def _warn(message: str) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest, arrays
-from spectralift_cli.core.formats.rawio import pread_into, pwrite_all
-from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.formats.rawio import open_for_rows, pread_into, pwrite_all, sync_data
+from spectralift_cli.core.outputs import SharedStaging, Staging
 
 _SIDECAR_SCHEMA = "spectralift.npy-sidecar/1"
 _HASHED_BYTES = 64 * 1024
@@ -183,10 +183,16 @@ class NpyWriter(CubeWriter):
 
     random_access = True
 
-    def __init__(self, path: Path, meta: CubeMeta, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, meta: CubeMeta, overwrite: bool, shared: Path | None = None
+    ) -> None:
         super().__init__(path, meta)
         sidecar = sidecar_path(path)
-        self._stage = Staging(path, others=(sidecar,), overwrite=overwrite)
+        self._stage: Staging = (
+            Staging(path, others=(sidecar,), overwrite=overwrite)
+            if shared is None
+            else SharedStaging(shared, path, others=(sidecar,), overwrite=overwrite)
+        )
         header = {
             "descr": np.lib.format.dtype_to_descr(meta.dtype.newbyteorder("<")),
             "fortran_order": False,
@@ -194,7 +200,7 @@ class NpyWriter(CubeWriter):
         }
         with contextlib.ExitStack() as undo:
             undo.callback(self._stage.abort)
-            self._file = undo.enter_context(self._stage.path().open("w+b"))
+            self._file = undo.enter_context(open_for_rows(self._stage.path()))
             np.lib.format.write_array_header_1_0(self._file, header)
             self._offset = self._file.tell()
             self._file.truncate(self._offset + meta.nbytes)
@@ -203,6 +209,10 @@ class NpyWriter(CubeWriter):
     def _write(self, start: int, block: AnyArray) -> None:
         data = np.ascontiguousarray(block, dtype=self.meta.dtype.newbyteorder("<"))
         pwrite_all(self._file.fileno(), data, self._offset + start * self.meta.row_bytes)
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        sync_data(self._file.fileno())
 
     def _commit(self) -> tuple[Path, ...]:
         self._file.close()
@@ -221,8 +231,12 @@ class NpyWriter(CubeWriter):
 
 
 def create_npy(
-    path: Path, meta: CubeMeta, options: Mapping[str, str], overwrite: bool
+    path: Path,
+    meta: CubeMeta,
+    options: Mapping[str, str],
+    overwrite: bool,
+    shared: Path | None = None,
 ) -> CubeWriter:
     """Start an .npy file and its sidecar; see `create_cube`."""
     del options  # it has none
-    return NpyWriter(path, meta, overwrite)
+    return NpyWriter(path, meta, overwrite, shared)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
@@ -38,3 +38,13 @@ def pwrite_all(fd: int, data: AnyArray, offset: int) -> None:
     while len(view):
         done = os.pwrite(fd, view[: 2**30], offset)
         view, offset = view[done:], offset + done
+
+
+def open_for_rows(path: Path) -> BinaryIO:
+    """Open a file to write at offsets, without cutting off what other processes wrote in it."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+
+
+def sync_data(fd: int) -> None:
+    """Wait until a file's values are on the disk, where the system can tell them from its times."""
+    getattr(os, "fdatasync", os.fsync)(fd)

@@ -44,6 +44,7 @@ class Format:
         holds: the fields of `CubeMeta` it can hold (`ALL_FIELDS`).
         axis_order: whether `--axis-order` applies, because the file does not fix its axes.
         variables: whether a file can hold several arrays, told apart by `--var`.
+        shares_rows: several processes can write blocks of rows of one output.
         options: what `--co` takes.
         extra: the optional dependency it needs, or "".
         loaded_whole: which of its files are loaded whole although `reads_rows`, or "".
@@ -64,6 +65,7 @@ class Format:
     holds: frozenset[str] = ALL_FIELDS
     axis_order: bool = False
     variables: bool = False
+    shares_rows: bool = False
     options: tuple[CreationOption, ...] = field(default=())
     extra: str = ""
     loaded_whole: str = ""
@@ -87,6 +89,7 @@ FORMATS: tuple[Format, ...] = (
         creator="spectralift_cli.core.formats.npy:create_npy",
         reads_rows=True,
         writes_rows=True,
+        shares_rows=True,
         dtypes=(*_INTEGERS, "float16", *_FLOATS),
         axis_order=True,
     ),
@@ -172,6 +175,7 @@ FORMATS: tuple[Format, ...] = (
         creator="spectralift_cli.core.formats.envi:create_envi",
         reads_rows=True,
         writes_rows=True,
+        shares_rows=True,
         dtypes=("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", *_FLOATS),
         options=(
             CreationOption("INTERLEAVE", "order of the values (BIP)", ("BSQ", "BIL", "BIP")),
@@ -186,6 +190,7 @@ FORMATS: tuple[Format, ...] = (
         creator="spectralift_cli.core.formats.zarr:create_zarr",
         reads_rows=True,
         writes_rows=True,
+        shares_rows=True,
         dtypes=(*_INTEGERS, "float16", *_FLOATS),
         axis_order=True,
         variables=True,

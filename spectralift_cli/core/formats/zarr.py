@@ -10,6 +10,7 @@ whole chunks, from as many workers as there are patches.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +35,7 @@ from spectralift_cli.core.formats.zarr_meta import (
     side_arrays,
 )
 from spectralift_cli.core.formats.zarr_store import ZarrArray, list_arrays
-from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.outputs import SharedStaging, Staging
 from spectralift_cli.core.resources import available_cpus
 
 _CHUNK_SIDE = 128
@@ -161,41 +162,53 @@ def _check_grid(
 
 
 class ZarrWriter(CubeWriter):
-    """A Zarr group, rows from top to bottom; every row of chunks is complete when written."""
+    """A Zarr group, rows from top to bottom; every row of chunks is complete when written.
+
+    Of a shared group the rows of chunks come in any order.
+    """
 
     def __init__(
-        self, path: Path, meta: CubeMeta, options: Mapping[str, str], overwrite: bool
+        self,
+        path: Path,
+        meta: CubeMeta,
+        options: Mapping[str, str],
+        overwrite: bool,
+        shared: Path | None = None,
     ) -> None:
-        version: Literal[2, 3] = 2 if options.get("VERSION") == "2" else 3
         chunks = _chunk_shape(meta, options.get("CHUNK"))
         super().__init__(path, meta, block_rows=chunks[1])
         self._chunk_cols = chunks[2]
-        self._stage = Staging(path, overwrite=overwrite)
+        self.random_access = shared is not None
+        self._stage: Staging = (
+            Staging(path, overwrite=overwrite)
+            if shared is None
+            else SharedStaging(shared, path, overwrite=overwrite)
+        )
         try:
             folder = self._stage.path()
-            folder.mkdir()
-            group = zarr.create_group(LocalStore(folder), zarr_format=version)
-            for name, side in side_arrays(meta).items():
-                array = _create(group, name, side.values, side.dims, side.attrs, version)
-                array[...] = side.values
-            self._array = _create(
-                group,
-                "cube",
-                meta,
-                (band_dimension(meta), "y", "x"),
-                cube_attributes(meta, version),
-                version,
-                shape=(meta.bands, meta.rows, meta.cols),
-                chunks=chunks,
-                compressors=_compressor(options.get("COMPRESS", "ZSTD"), version),
-                fill_value=fill_value(meta, version),
-            )
+            if shared is None:
+                self._array = _create_group(folder, meta, options, chunks)
+            else:
+                self._place_metadata(shared, options, chunks)
+                self._array = zarr.open_group(LocalStore(folder), mode="r+")["cube"]
         except BaseException:
             self._stage.abort()
             raise
 
+    def _place_metadata(
+        self, shared: Path, options: Mapping[str, str], chunks: tuple[int, int, int]
+    ) -> None:
+        """Put everything but the cube's chunks in place, whatever lies there."""
+        with tempfile.TemporaryDirectory(dir=shared.parent) as empty:
+            _create_group(Path(empty), self.meta, options, chunks)
+            for file in sorted(p for p in Path(empty).rglob("*") if p.is_file()):
+                self._stage.place(self.path / file.relative_to(empty), file.read_bytes())
+
     def _write(self, start: int, block: AnyArray) -> None:
-        rows = slice(start, start + len(block))
+        stop = start + len(block)
+        if start % self.block_rows or (stop % self.block_rows and stop != self.meta.rows):
+            raise ValueError(f"rows {start}..{stop} are not whole rows of chunks")
+        rows = slice(start, stop)
 
         def write_chunk(col: int) -> None:
             cols = slice(col, min(col + self._chunk_cols, self.meta.cols))
@@ -206,11 +219,38 @@ class ZarrWriter(CubeWriter):
             list(pool.map(write_chunk, range(0, self.meta.cols, self._chunk_cols)))
 
     def _commit(self) -> tuple[Path, ...]:
+        if self.random_access:  # a process killed in the middle of a chunk left it half
+            for path in self._stage.path().rglob("*.part*"):
+                path.unlink()
         return self._stage.commit()
 
     def abort(self) -> None:
         """Drop what was written."""
         self._stage.abort()
+
+
+def _create_group(
+    folder: Path, meta: CubeMeta, options: Mapping[str, str], chunks: tuple[int, int, int]
+) -> Any:
+    """Make a group with its side arrays and an empty cube; return the cube's array."""
+    version: Literal[2, 3] = 2 if options.get("VERSION") == "2" else 3
+    folder.mkdir(exist_ok=True)
+    group = zarr.create_group(LocalStore(folder), zarr_format=version)
+    for name, side in side_arrays(meta).items():
+        array = _create(group, name, side.values, side.dims, side.attrs, version)
+        array[...] = side.values
+    return _create(
+        group,
+        "cube",
+        meta,
+        (band_dimension(meta), "y", "x"),
+        cube_attributes(meta, version),
+        version,
+        shape=(meta.bands, meta.rows, meta.cols),
+        chunks=chunks,
+        compressors=_compressor(options.get("COMPRESS", "ZSTD"), version),
+        fill_value=fill_value(meta, version),
+    )
 
 
 def _create(
@@ -266,7 +306,11 @@ def _chunk_shape(meta: CubeMeta, side: str | None) -> tuple[int, int, int]:
 
 
 def create_zarr(
-    path: Path, meta: CubeMeta, options: Mapping[str, str], overwrite: bool
+    path: Path,
+    meta: CubeMeta,
+    options: Mapping[str, str],
+    overwrite: bool,
+    shared: Path | None = None,
 ) -> CubeWriter:
     """Start a Zarr store; see `create_cube`."""
-    return ZarrWriter(path, meta, options, overwrite)
+    return ZarrWriter(path, meta, options, overwrite, shared)

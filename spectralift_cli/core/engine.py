@@ -1,0 +1,376 @@
+"""A spectral inverter at work on an image: chunks of pixels in, stored spectra out, rows after rows.
+
+Pixels are computed in chunks of a fixed number that are counted from the image's first pixel on, the
+last one padded; each chunk runs on one thread. A part of the image computes the chunks that it
+touches whole and keeps its own pixels of them. So the same bytes come out however an image is cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spectralift_cli.core.checkpoint import Checkpoint
+from spectralift_cli.core.cube import (
+    AnyArray,
+    BoolArray,
+    CubeMeta,
+    CubeReader,
+    row_blocks,
+    to_units,
+)
+from spectralift_cli.core.devices import Workers, on_device
+from spectralift_cli.core.models.base import SpectralModel
+from spectralift_cli.core.output_range import OutputRange
+from spectralift_cli.core.placement import Placement
+
+
+def stream_rows(
+    reader: CubeReader,
+    rows: slice,
+    compute: Compute,
+    *,
+    group: int,
+    read_rows: int,
+    step: int = 1,
+) -> Iterator[tuple[slice, AnyArray]]:
+    """Yield (rows, stored values) of a part of the sharp cube from top to bottom.
+
+    The next rows are read while some are computed. What is yielded lives until the second next.
+
+    Args:
+        reader: the MSI.
+        rows: which; the chunks that they touch are computed whole.
+        compute: stored MSI pixels to stored HSI pixels.
+        group: pixels computed between two yields, whole chunks.
+        read_rows: rows read at a time.
+        step: whole multiples of so many rows are yielded, except at the end.
+    """
+    cols, chunk, total = reader.meta.cols, compute.chunk, reader.meta.rows * reader.meta.cols
+    first, last = rows.start * cols, rows.stop * cols
+    at, end = first // chunk * chunk, min(total, -(-last // chunk) * chunk)
+    buffers = [compute.empty(group + step * cols) for _ in range(2)]  # one may still be written
+    filled, row = 0, rows.start
+    for pixels in _read_ahead(_whole_chunks(reader, at, end, read_rows, chunk)):
+        for part in row_blocks(len(pixels), group):
+            done = buffers[0]
+            count = part.stop - part.start
+            compute(pixels[part], done[filled : filled + count], at, first, last)
+            head = max(0, first - at)  # pixels of the row before
+            if head:
+                done[filled : filled + count - head] = done[filled + head : filled + count]
+            filled += count - head
+            at += count
+            ready = min(filled // cols, rows.stop - row)
+            if row + ready < rows.stop:
+                ready -= ready % step
+            if ready:
+                yield (
+                    slice(row, row + ready),
+                    done[: ready * cols].reshape(ready, cols, done.shape[1]),
+                )
+                row += ready
+                # only now: what was yielded before may have been in use until this was taken
+                buffers.reverse()
+                rest = done[ready * cols : filled]
+                buffers[0][: len(rest)] = rest
+                filled = len(rest)
+
+
+def _whole_chunks(
+    reader: CubeReader, start: int, end: int, read_rows: int, chunk: int
+) -> Iterator[AnyArray]:
+    """Yield the stored pixels start..end (n, M) in whole chunks, the last one apart."""
+    cols, bands = reader.meta.cols, reader.meta.bands
+    first_row = start // cols
+    skip = start - first_row * cols
+    waiting = np.empty((0, bands), reader.meta.dtype)  # pixels short of a chunk
+    left = end - start
+    for part in row_blocks(-(-end // cols) - first_row, read_rows):
+        block = reader.read(slice(first_row + part.start, first_row + part.stop))
+        block = block.reshape(-1, bands)[skip : skip + left - len(waiting)]  # (pixels, M)
+        skip = 0
+        pixels = np.concatenate([waiting, block]) if len(waiting) else block
+        whole = len(pixels) if len(pixels) == left else len(pixels) // chunk * chunk
+        if whole:
+            yield pixels[:whole]
+        left -= whole
+        waiting = pixels[whole:].copy()
+
+
+def _read_ahead(items: Iterator[AnyArray]) -> Iterator[AnyArray]:
+    """Yield what an iterator yields, the next one being made by another thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+class WriteBehind:
+    """One thread that writes while others compute; at most one write is under way.
+
+    Args:
+        write: called as write(rows, values), in order.
+    """
+
+    def __init__(self, write: Callable[[slice, AnyArray], None]) -> None:
+        self._write = write
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def write(self, rows: slice, values: AnyArray) -> None:
+        """Wait for the last write and begin this one; raise what the last one raised."""
+        self.wait()
+        self._pending = self._pool.submit(self._write, rows, values)
+
+    def wait(self) -> None:
+        """Wait until all is written; raise what the last write raised."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+class Engine:
+    """A network on a device, with a kernel and buffers for each thread at work."""
+
+    def __init__(
+        self,
+        model: SpectralModel,
+        chunk: int,
+        precision: str,
+        device: torch.device,
+        count: int,
+    ) -> None:
+        self.chunk = chunk
+        self.device = device
+        self.needs_position = model.needs_position
+        self.trained_range = model.trained_range
+        self._workers = Workers(count)
+        self._stack = contextlib.ExitStack()
+        pinned = device.type == "cuda"
+        with on_device(device):
+            self._model = model.to(device)
+            self._kernels = [model.kernel(chunk, precision) for _ in range(count)]
+            shape = (chunk, model.inputs)
+            self._inputs = [torch.zeros(shape, pin_memory=pinned) for _ in range(count)]
+            self._on_device = (
+                self._inputs
+                if device.type == "cpu"
+                else [torch.zeros(shape, device=device) for _ in range(count)]
+            )
+            self._outputs = [
+                torch.empty((chunk, model.hsi_bands), pin_memory=True) if pinned else None
+                for _ in range(count)
+            ]
+            # a stream each, so that one thread's copies overlap with another's products
+            self._streams = (
+                [torch.cuda.Stream(device) for _ in range(count)]  # type: ignore[no-untyped-call]
+                if pinned
+                else []
+            )
+
+    def __enter__(self) -> Engine:
+        self._stack.enter_context(self._workers)
+        self._stack.enter_context(on_device(self.device))
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stack.close()
+
+    def run(self, work: Callable[[int, int], None], starts: range) -> None:
+        """Call work(worker, start) for every chunk, without gradients and each on its stream."""
+
+        def wrapped(worker: int, start: int) -> None:
+            with torch.inference_mode(), self._stream(worker):
+                work(worker, start)
+
+        self._workers.run(wrapped, starts)
+
+    def _stream(self, worker: int) -> contextlib.AbstractContextManager[Any]:
+        if not self._streams:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(self._streams[worker])
+
+    def network(self, worker: int, scaled: AnyArray, position: AnyArray | None = None) -> Tensor:
+        """Return the spectra of up to a chunk of pixels, padded: (chunk, B) on the device.
+
+        Args:
+            worker: whose buffers.
+            scaled: (n, M), or with the position's two columns behind.
+            position: (n, 2) these columns, or None.
+        """
+        given = self._inputs[worker]
+        array = given.numpy()
+        array[: len(scaled), : scaled.shape[1]] = scaled
+        if position is not None:
+            array[: len(scaled), scaled.shape[1] :] = position
+        array[len(scaled) :] = 0
+        on_device = self._on_device[worker]
+        if on_device is not given:
+            on_device.copy_(given, non_blocking=True)
+        return self._kernels[worker](on_device)
+
+    def fetch(self, worker: int, spectra: Tensor) -> NDArray[np.float32]:
+        """Return spectra (n, B) as an array on the host that lives until the worker's next call."""
+        host = self._outputs[worker]
+        if host is None:
+            return spectra.cpu().numpy()  # no copy where they are on the processor already
+        copied = host[: len(spectra)].copy_(spectra, non_blocking=True)
+        self._streams[worker].synchronize()
+        return copied.numpy()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of pixels and values; they add up over the parts of an image.
+
+    Args:
+        holes: pixels without a value in some MSI band, which are nodata in the output.
+        clipped: values brought into the range of `clip`.
+        saturated: values brought into the range of the stored type.
+        moved: valid values that rounded onto nodata and moved by one count.
+        beyond: pixels far outside the range of the LR pixels, held at its end.
+    """
+
+    holes: int = 0
+    clipped: int = 0
+    saturated: int = 0
+    moved: int = 0
+    beyond: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.holes + other.holes,
+            self.clipped + other.clipped,
+            self.saturated + other.saturated,
+            self.moved + other.moved,
+            self.beyond + other.beyond,
+        )
+
+
+class Compute:
+    """Stored MSI pixels (n, M) to stored HSI pixels (n, B)."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        msi: CubeMeta,
+        out: CubeMeta,
+        target: OutputRange,
+        engine: Engine,
+        placement: Placement | None,
+    ) -> None:
+        self.counts = Counts()
+        self.chunk = engine.chunk
+        self._lock = threading.Lock()
+        self._out = out
+        self._scaling = checkpoint.scaling
+        self._radiometry = checkpoint.radiometry
+        self._used = checkpoint.used_bands
+        if out.bands != self._used.size:  # the others are dropped
+            self._used = self._used[self._used]
+        self._msi = msi
+        self._fill = np.nan if out.nodata is None else out.nodata
+        self._target = target.on(engine.device)
+        self._engine = engine
+        self._at: tuple[AnyArray, AnyArray] | None = None
+        if engine.needs_position and placement is not None:
+            rows, cols = placement.lr_positions()
+            h, w = placement.lr_shape
+            self._at = (rows / h).astype(np.float32), (cols / w).astype(np.float32)
+        trained = engine.trained_range
+        self._range = None if trained is None else trained.cpu().numpy()
+
+    def empty(self, pixels: int) -> AnyArray:
+        """Return room for stored HSI pixels (n, B)."""
+        return np.empty((pixels, self._out.bands), self._out.dtype)
+
+    def __call__(
+        self, pixels: AnyArray, out: AnyArray, at: int, first: int = 0, last: int | None = None
+    ) -> None:
+        """Fill `out` (n, B) with what the pixels (n, M) become.
+
+        Args:
+            pixels: stored MSI values.
+            out: where to.
+            at: index of the first pixel in the image, a multiple of the chunk.
+            first: index of the first pixel that counts.
+            last: index behind the last one that counts; None for all.
+        """
+        last = at + len(pixels) if last is None else last
+
+        def work(worker: int, start: int) -> None:
+            part = slice(start, start + self.chunk)
+            self._chunk(worker, pixels[part], out[part], at + start, (first, last))
+
+        self._engine.run(work, range(0, len(pixels), self.chunk))
+
+    def _position(self, first: int, count: int) -> AnyArray | None:
+        """Return (count, 2) rows and columns of pixels as parts of the LR-HSI."""
+        if self._at is None:
+            return None
+        row, col = np.divmod(np.arange(first, first + count), self._msi.cols)
+        return np.stack([self._at[0][row], self._at[1][col]], axis=1)
+
+    def _chunk(
+        self, worker: int, stored: AnyArray, out: AnyArray, at: int, counted: tuple[int, int]
+    ) -> None:
+        units = to_units(stored[None], self._msi)[0]  # (n, M)
+        holes: BoolArray = ~np.isfinite(units).all(axis=1)
+        valid = ~holes
+        # pixels of a neighbouring part are computed with their chunk and counted there
+        valid[: max(0, counted[0] - at)] = False
+        valid[max(0, counted[1] - at) :] = False
+        whole = bool(valid.all())
+        if holes.any():
+            units[holes] = 0
+        if self._radiometry is not None:
+            units = self._radiometry.apply(units)
+        scaled = self._scaling.apply(units)
+        beyond = 0
+        if self._range is not None:
+            far = (scaled < self._range[0]) | (scaled > self._range[1])
+            beyond = int((far.any(axis=1) & valid).sum())
+        position = self._position(at, len(stored))
+        spectra = self._engine.network(worker, scaled, position)  # (chunk, used)
+        mask = None if whole else torch.from_numpy(valid).to(spectra.device)
+        clipped, saturated = self._target.apply(spectra[: len(stored)], mask)
+        values = self._engine.fetch(worker, spectra[: len(stored)])
+        if self._used.all():
+            out[...] = values
+        else:
+            out[:, self._used] = values
+            out[:, ~self._used] = self._fill
+        moved = self._target.keep_off_nodata(out, self._used, holes, valid)
+        if holes.any():
+            out[holes] = self._fill
+        inside = slice(max(0, counted[0] - at), max(0, counted[1] - at))
+        found = Counts(int(holes[inside].sum()), clipped, saturated, moved, beyond)
+        with self._lock:
+            self.counts += found

@@ -1,0 +1,40 @@
+"""A server that has imported everything and forks a `spectralift` process for every line it reads.
+
+A hundred real processes can then be started, and killed, in the time that importing PyTorch a few
+times would take. Lines are JSON lists of arguments; the answers are the process's id when it begins
+and its wait status when it has ended. Threads do not survive a fork, so nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+
+
+def serve() -> None:
+    for name in (
+        "app",
+        "core.jobs.sharing",
+        *(f"core.formats.{x}" for x in ("npy", "envi", "zarr")),
+    ):
+        importlib.import_module(f"spectralift_cli.{name}")
+    from spectralift_cli.__main__ import main
+
+    for line in sys.stdin:
+        words, log = json.loads(line)
+        child = os.fork()
+        if not child:
+            fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            sys.argv = ["spectralift", *words]
+            main()
+        print(child, flush=True)
+        print(os.waitpid(child, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    serve()
