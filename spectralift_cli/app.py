@@ -28,6 +28,7 @@ from spectralift_cli.commands import (
     srf,
     synth,
     train,
+    validate,
 )
 from spectralift_cli.core.errors import SpectraliftError
 
@@ -126,7 +127,7 @@ app = typer.Typer(
 
 for _command in (
     sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer, metrics.metrics,
-    quicklook.quicklook, run.run,
+    validate.validate, quicklook.quicklook, run.run,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(srf.app)
