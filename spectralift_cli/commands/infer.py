@@ -55,6 +55,14 @@ def infer(
             help="Pixels at a time; changes memory and speed, not the result.",
         ),
     ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the expected RMSE of every pixel, its 68 % and 95 % quantiles and a flag "
+            "for spectra unlike the training's; needs train --uncertainty.",
+        ),
+    ] = None,
     var: options.Var = None,
     axis_order: options.AxisOrder = None,
     memory: options.Memory = None,
@@ -66,6 +74,8 @@ def infer(
 ) -> Result:
     """Make the sharp hyperspectral cube: the LR-HSI's bands and units on the HR-MSI's grid."""
     options.check_output_name(output)
+    if uncertainty is not None:
+        options.check_output_name(uncertainty)
     memory_bytes = options.parse_size(memory)
     creation = options.parse_creation_options(co)
 
@@ -99,7 +109,7 @@ def infer(
         result = stages.infer(
             model, image, output, config, stored=stored, batch_size=inference_batch_size,
             reading=reading, execution=stages.Execution(device, threads, progress),
-            overwrite=overwrite,
+            uncertainty_file=uncertainty, overwrite=overwrite,
         )  # fmt: skip
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
     place = placement_json(result.placement)
@@ -108,10 +118,19 @@ def infer(
         covered = place["hr_pixels_covered"]
         if covered != result.pixels:
             console.say(f"the LR-HSI covers {covered:,} of {result.pixels:,} pixels")
+    data = {"counts": {name: getattr(result, name) for name in counts}, "placement": place}
+    if result.uncertainty is not None:
+        expected = result.uncertainty
+        data["uncertainty"] = {
+            "flagged": expected.flagged, "pixels": expected.pixels,
+            "mean_expected_rmse": expected.mean_expected,
+        }  # fmt: skip
+        console.say(
+            f"expected RMSE {expected.mean_expected:.4g} data units on average; {expected.flagged:,} "
+            f"of {expected.pixels:,} pixels are unlike what was seen in training"
+        )
     return Result(
         outputs=result.files,
-        data={
-            "counts": {name: getattr(result, name) for name in counts},
-            "placement": place,
-        },
+        side_files=[] if result.uncertainty is None else result.uncertainty.files,
+        data=data,
     )

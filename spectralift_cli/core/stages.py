@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import CHECKPOINT_SUFFIX, load_checkpoint, save_checkpoint
@@ -42,6 +43,10 @@ from spectralift_cli.core.training import (
     plan_training,
 )
 from spectralift_cli.core.training import train as train_model
+from spectralift_cli.core.uncertainty.write import calibration_of, write_uncertainty
+
+if TYPE_CHECKING:
+    import torch
 
 AnyPath = str | Path
 
@@ -328,11 +333,39 @@ def train(
             radiometry=opened.radiometry, shift_px=opened.shift_px, sharp=opened.sharp,
             shares_extent=opened.shares_extent,
         )  # fmt: skip
+        if config.uncertainty:
+            trained = _calibrated(trained, inputs, reader, device, execution)
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
     if history_file is not None:
         write_text(Path(history_file), trained.history.to_csv(), overwrite=overwrite)
     discard_state(state)
     return trained
+
+
+def _calibrated(
+    trained: Trained,
+    inputs: TrainInputs,
+    lr_hsi: CubeReader,
+    device: torch.device,
+    execution: Execution,
+) -> Trained:
+    """Return what was trained with a calibration of its uncertainty."""
+    from spectralift_cli.core.uncertainty.calibrate import calibrate
+    from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
+
+    if inputs.scene is None and inputs.hr_msi is None:
+        raise OptionError(
+            "--uncertainty needs to know the HR-MSI's pixels, for which errors are to be expected",
+            "give --hr-msi FILE",
+        )
+    images = ValidateInputs(inputs.scene, inputs.lr_hsi, inputs.hr_msi, inputs.response)
+    with open_pair(images) as pair:
+        found = calibrate(
+            trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
+            threads=execution.threads, progress=execution.progress,
+        )  # fmt: skip
+    checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
+    return dataclasses.replace(trained, checkpoint=checkpoint)
 
 
 def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
@@ -389,6 +422,7 @@ def infer(
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
+    uncertainty_file: AnyPath | None = None,
     overwrite: bool = False,
 ) -> InferResult:
     """Write the sharp hyperspectral cube of an HR-MSI.
@@ -402,7 +436,9 @@ def infer(
         batch_size: pixels at a time; None for the default. Changes memory and speed only.
         reading: how to read the HR-MSI.
         execution: device, threads, progress.
-        overwrite: replace an existing output.
+        uncertainty_file: cube of the expected error of every pixel to write, or None; see
+            `spectralift_cli.core.uncertainty.write.write_uncertainty`.
+        overwrite: replace existing outputs.
 
     Raises:
         DataError: a file is damaged, or the image has other bands than the model.
@@ -410,16 +446,28 @@ def infer(
     """
     checkpoint = load_checkpoint(Path(model))
     path, _ = pairs.sharp_image(Path(image))
+    if uncertainty_file is not None:
+        calibration_of(checkpoint, model)
+        _check_absent(Path(uncertainty_file), overwrite, apart_from=[output, model, path])
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
-        return infer_cube(
-            checkpoint, without_dropped(reader, checkpoint.srf), Path(output),
+        msi = without_dropped(reader, checkpoint.srf)
+        made = infer_cube(
+            checkpoint, msi, Path(output),
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
             threads=execution.threads, options=stored.options, overwrite=overwrite,
             progress=execution.progress,
         )  # fmt: skip
+        if uncertainty_file is None:
+            return made
+        expected = write_uncertainty(
+            checkpoint, msi, Path(uncertainty_file), source=model,
+            device=resolve_device(execution.device), threads=execution.threads,
+            overwrite=overwrite, progress=execution.progress,
+        )  # fmt: skip
+        return dataclasses.replace(made, uncertainty=expected)
 
 
 def plan_infer(

@@ -80,9 +80,7 @@ def main() -> None:
                 print(f"{name:13} {setting:24} {numbers}", flush=True)
             table = np.array(rows)
             for column, head in ((2, "right PSF"), (4, "wrong PSF")):
-                psnr, sam = (
-                    spearmanr(table[:, i], table[:, column + i]).statistic for i in (0, 1)
-                )
+                psnr, sam = (spearmanr(table[:, i], table[:, column + i]).statistic for i in (0, 1))
                 print(
                     f"{name:13} rank correlation, {head}: PSNR {psnr:.3f}, SAM {sam:.3f}",
                     flush=True,

@@ -60,6 +60,10 @@ def validate(
             "--no-reduced without a result leaves nothing to do", "give --result CUBE as well"
         )
     config = config or TrainConfig()
+    if config.uncertainty:
+        raise OptionError(
+            "--uncertainty does not apply to validate", "it belongs to train and infer"
+        )
     with contextlib.ExitStack() as stack:
         folder: Path | None = None
         stage: Staging | None = None
