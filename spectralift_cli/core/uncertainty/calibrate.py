@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 
 from spectralift_cli.core.auto import fit_auto
 from spectralift_cli.core.checkpoint import Checkpoint
+from spectralift_cli.core.coarse import product
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, no_progress
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -22,9 +24,10 @@ from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.training import load_pairs
 from spectralift_cli.core.uncertainty.calibration import (
-    LEVELS,
     Calibration,
     ErrorModel,
+    grown,
+    scatter_of,
     upper_quantile,
 )
 from spectralift_cli.core.uncertainty.reference import FloatPixels, Reference
@@ -37,6 +40,10 @@ _LEAST_COARSE = 100  # pixels one scale down
 _FEWEST_COARSE = 16
 _FLAG_LEVEL = 0.995
 _LEAST_INSIDE = 0.5
+_SIGNALS = 12  # components that may hold more than noise
+# of errors, from one scale to the next; purer pixels are not easier, so less than 1 tells of the few
+# pixels one scale down
+_GROWTHS = 1.0, 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +117,15 @@ def calibrate(
        features is fitted to its errors there, with conformal quantiles of what scatters around it.
     2. Errors of HR pixels are larger, since these are purer. By how much is measured one scale
        down: the LR-HSI is degraded once more by the same optics, a model is fitted and its
-       held-out errors modelled there, and compared with its errors at the LR pixels. With s the
-       factor of that step and r the ratio of the images, the growth is taken to the power
-       log(r) / log(s).
+       held-out errors modelled there, and compared with its errors at the LR pixels, noise apart
+       (`grown`). With s the factor of that step and r the ratio of the images, the growth is
+       taken to the power log(r) / log(s); errors scatter as they do at either scale, whichever is
+       more.
+
+    Noise of the LR-HSI is part of every error that can be observed, and stays part of what is
+    expected: RMSE against a spectrum that was measured as the LR-HSI was. Its variance is that of
+    the components of the spectra that hold nothing else; the degraded image, which has less, gets
+    as much.
 
     Args:
         checkpoint: what was trained.
@@ -132,13 +145,15 @@ def calibrate(
     ratio = math.sqrt(math.prod(observation.placement.scale))
     factor, optics = _step(image, observation, ratio)
     coarse, fine = _coarser(image, optics, data.weights)
+    noise = noise_variance(image.y)
+    lacking = noise * (1 - _noise_share(optics))
     fitter = _Fitter(config, data.weights, device, threads)
     splits = [_splits(each) for each in (image, coarse)]
     total = sum(map(len, splits)) + 1
     done = 0
 
     def held_out(
-        each: _Image, masks: list[tuple[BoolArray, BoolArray]]
+        each: _Image, masks: list[tuple[BoolArray, BoolArray]], noise: float
     ) -> tuple[ErrorModel, FloatArray, int]:
         nonlocal done
         features, errors, distances = [], [], []
@@ -147,32 +162,89 @@ def calibrate(
             estimate = fitter.apply(fitter.fit(sample), judged)
             reference = Reference.of(sample.x, sample.y)
             features.append(reference.features(judged.x, estimate, data.weights))
-            errors.append(_rmse(estimate, judged.y))
+            errors.append(_rmse(estimate, judged.y, noise))
             distances.append(reference.distance(judged.x))
             done += 1
             progress(done, total)
         model = ErrorModel.fit(np.concatenate(features), np.concatenate(errors))
         return model, np.concatenate(distances), sum(map(len, errors))
 
-    model, distances, pixels = held_out(image, splits[0])
-    below, _, _ = held_out(coarse, splits[1])
+    model, distances, pixels = held_out(image, splits[0], 0.0)
+    below, _, _ = held_out(coarse, splits[1], lacking)
     estimate = fitter.apply(fitter.fit(coarse), fine)
     progress(total, total)
     reference = Reference.of(coarse.x, coarse.y)
-    expected = below(reference.features(fine.x, estimate, data.weights))
+    typical = below.typical(reference.features(fine.x, estimate, data.weights))
     errors = _rmse(estimate, fine.y)
-    growth = [errors.mean() / expected[:, 0].mean()]
-    growth += [upper_quantile(errors / expected[:, 1 + i], level) for i, level in enumerate(LEVELS)]
-    inflation = np.array(growth) ** (math.log(max(ratio, 1)) / math.log(factor))
+    growth = growth_of(typical, errors, noise)
+    scatter = np.maximum(scatter_of(errors / grown(typical, growth, noise)), model.factors)
+    growth **= math.log(max(ratio, 1)) / math.log(factor)
     flag = max(upper_quantile(d, _FLAG_LEVEL) for d in (distances, reference.distance(fine.x)))
     return Calibration(
-        Reference.of(image.x, image.y), model, inflation, flag, ratio, factor, pixels, psf
+        Reference.of(image.x, image.y),
+        model,
+        growth,
+        scatter,
+        math.sqrt(noise),
+        flag,
+        ratio,
+        factor,
+        pixels,
+        psf,
     )
 
 
-def _rmse(estimate: FloatPixels, truth: FloatPixels) -> FloatArray:
-    difference = estimate.astype(np.float64) - truth
-    return np.asarray(np.sqrt(np.square(difference).mean(axis=1)), np.float64)
+def noise_variance(spectra: FloatPixels) -> float:
+    """Return the mean over bands of the noise variance of spectra (N, B).
+
+    With bands divided by their root mean square, the median variance of the principal components
+    after the first 12; of few bands, of the last quarter.
+
+    Source: as in `spectralift_cli.core.coarse.Subspace`.
+    """
+    values = spectra.astype(np.float64)
+    rms = np.sqrt(np.square(values).mean(axis=0))
+    rms = np.maximum(rms, 1e-6 * max(float(rms.max()), 1e-6))
+    whitened = (values - values.mean(axis=0)) / rms
+    variances = np.linalg.eigvalsh(product(whitened.T, whitened) / len(values))
+    bands = len(variances)
+    left = max(1, bands - _SIGNALS, bands // 4)
+    if len(values) <= left:  # too few pixels to fill all directions
+        left = max(1, len(values) - _SIGNALS)
+        variances = variances[bands - len(values) :]
+    floor = max(0.0, float(np.median(variances[:left])))
+    return floor * float(np.square(rms).mean())
+
+
+def _noise_share(optics: Observation) -> float:
+    """Return the variance of white noise of variance 1 after the optics, in the middle."""
+    middle = np.zeros(optics.placement.lr_shape)
+    middle[tuple(size // 2 for size in middle.shape)] = 1
+    return float(np.square(optics.adjoint(middle)).sum())
+
+
+def _rmse(estimate: FloatPixels, truth: FloatPixels, lacking: float = 0.0) -> FloatArray:
+    """Return (n,) RMSE over bands, of a truth that gets the noise it lacks, a variance."""
+    squares = np.square(estimate.astype(np.float64) - truth).mean(axis=1)
+    return np.asarray(np.sqrt(squares + lacking), np.float64)
+
+
+def growth_of(typical: FloatArray, errors: FloatArray, noise: float) -> float:
+    """Return the growth for which errors are as `grown` expects, in the geometric mean.
+
+    Args:
+        typical: (n,) errors that are expected at the coarser scale.
+        errors: (n,) found at the finer one.
+        noise: variance that is in both.
+    """
+
+    def missed(growth: float) -> float:
+        return float(np.log(errors / grown(typical, growth, noise)).mean())
+
+    low, high = _GROWTHS
+    if missed(low) <= 0 or missed(high) >= 0:
+        return low if missed(low) <= 0 else high
+    return float(brentq(missed, low, high))
 
 
 def _splits(image: _Image) -> list[tuple[BoolArray, BoolArray]]:

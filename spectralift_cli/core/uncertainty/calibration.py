@@ -61,9 +61,7 @@ class ErrorModel:
         low, high = features.min(axis=0), features.max(axis=0)
         span = _REACH * (high - low)
         model = cls(low - span, high + span, slope, constant, np.ones(3))
-        ratios = errors / model.typical(features)
-        factors = [ratios.mean(), *(upper_quantile(ratios, level) for level in LEVELS)]
-        return replace(model, factors=np.array(factors))
+        return replace(model, factors=scatter_of(errors / model.typical(features)))
 
     def typical(self, features: FloatArray) -> FloatArray:
         """Return (n,) exp(line)."""
@@ -71,10 +69,23 @@ class ErrorModel:
         out: FloatArray = np.exp((held * self.slope).sum(axis=1) + self.constant)
         return out
 
-    def __call__(self, features: FloatArray) -> FloatArray:
-        """Return (n, 3) the expected RMSE and its quantiles."""
-        out: FloatArray = self.typical(features)[:, None] * self.factors
-        return out
+
+def scatter_of(ratios: FloatArray) -> FloatArray:
+    """Return (3,) the mean and the 68 % and 95 % quantiles of found over expected errors (n,)."""
+    return np.array([ratios.mean(), *(upper_quantile(ratios, level) for level in LEVELS)])
+
+
+def grown(typical: FloatArray, growth: float, noise: float) -> FloatArray:
+    """Return errors one or more scales further up: sqrt(growth^2 (typical^2 - noise) + noise).
+
+    Args:
+        typical: (n,) errors at the coarser scale, noise included.
+        growth: of what is no noise.
+        noise: its variance. At least a twentieth of a squared error is taken for something else.
+    """
+    square = np.square(typical)
+    out: FloatArray = np.sqrt(growth**2 * np.maximum(square - noise, square / 20) + noise)
+    return out
 
 
 def upper_quantile(values: FloatArray, level: float) -> float:
@@ -90,7 +101,9 @@ class Calibration:
     Args:
         reference: of the pixels the model was trained on.
         model: of errors at held-out LR pixels, at their scale.
-        inflation: (3,) by which errors grow from LR to HR pixels: of the mean and the quantiles.
+        growth: of errors from LR to HR pixels, noise apart, see `grown`.
+        scatter: (3,) of HR errors, as `ErrorModel.factors`.
+        noise: standard deviation of the LR-HSI's noise, scaled.
         flag_distance: beyond which a pixel's spectrum lies outside what was seen.
         ratio: between the images, that the inflation is for.
         factor: of the step one scale down, where the inflation was measured.
@@ -103,7 +116,9 @@ class Calibration:
 
     reference: Reference
     model: ErrorModel
-    inflation: FloatArray
+    growth: float
+    scatter: FloatArray
+    noise: float
     flag_distance: float
     ratio: float
     factor: int
@@ -119,11 +134,13 @@ class Calibration:
             and 1 <= len(one.landmarks) <= LANDMARKS
             and one.line.ndim == 2 and one.line.shape[0] == count + 1 and one.floors.shape == (4,)
             and all(a.shape == (count + 4,) for a in (model.low, model.high, model.slope))
-            and model.factors.shape == (3,) and self.inflation.shape == (3,)
+            and model.factors.shape == (3,) and self.scatter.shape == (3,)
         )  # fmt: skip
         numbers = [getattr(one, name) for name in _ARRAYS]
-        numbers += [model.low, model.high, model.slope, model.factors, self.inflation]
-        numbers += [np.array([model.constant, self.flag_distance, self.ratio])]
+        numbers += [model.low, model.high, model.slope, model.factors, self.scatter]
+        numbers += [
+            np.array([model.constant, self.growth, self.noise, self.flag_distance, self.ratio])
+        ]
         if not shapes or not all(np.isfinite(a).all() for a in numbers):
             raise DataError(
                 "the calibration of the uncertainty is damaged", "train again with --uncertainty"
@@ -154,9 +171,11 @@ class Calibration:
             srf: (M, B) response over these bands.
             inflated: for HR pixels; else for LR pixels.
         """
-        expected = self.model(self.reference.features(x, estimate, srf))
+        typical = self.model.typical(self.reference.features(x, estimate, srf))
+        factors = self.model.factors
         if inflated:
-            expected = expected * self.inflation
+            typical, factors = grown(typical, self.growth, self.noise**2), self.scatter
+        expected = typical[:, None] * factors
         flag = self.reference.distance(x) > self.flag_distance
         return np.hstack([np.maximum.accumulate(expected, axis=1), flag[:, None]])
 
@@ -174,7 +193,7 @@ class Calibration:
         """Return what is not in `tensors`."""
         return {
             "constant": self.model.constant, "factors": self.model.factors.tolist(),
-            "inflation": self.inflation.tolist(), "flag_distance": self.flag_distance,
+            "growth": self.growth, "scatter": self.scatter.tolist(), "noise": self.noise, "flag_distance": self.flag_distance,
             "ratio": self.ratio, "factor": self.factor, "pixels": self.pixels, "psf": self.psf,
         }  # fmt: skip
 
@@ -191,7 +210,7 @@ class Calibration:
         return cls(
             Reference(**arrays),
             ErrorModel(low, high, slope, float(fields["constant"]), _vector(fields["factors"])),
-            _vector(fields["inflation"]), float(fields["flag_distance"]), float(fields["ratio"]),
+            float(fields["growth"]), _vector(fields["scatter"]), float(fields["noise"]), float(fields["flag_distance"]), float(fields["ratio"]),
             int(fields["factor"]), int(fields["pixels"]), str(fields["psf"]),
         )  # fmt: skip
 

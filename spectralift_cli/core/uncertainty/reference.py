@@ -57,7 +57,7 @@ class Reference:
         spread = float(np.sqrt(np.square(fitted - y).mean())) + 1e-9
         level = float(np.abs(x).mean()) + 1e-9
         floors = np.array([level, 1.0, spread, spread]) * _FLOOR_SHARE
-        return cls(centre, np.asarray(whitening, np.float64), landmarks, line, floors)
+        return cls(centre, whitening, landmarks, np.asarray(line, np.float64), floors)
 
     def distance(self, x: FloatPixels) -> FloatArray:
         """Return (n,) how far MSI spectra (n, M) lie from the nearest landmark, whitened."""
