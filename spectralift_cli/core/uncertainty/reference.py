@@ -86,7 +86,7 @@ class Reference:
             np.abs(x).mean(axis=1),
             self.distance(x),
             np.sqrt(np.square(estimate - line).mean(axis=1)),
-            np.sqrt(np.square(product(estimate, srf.T) - x).mean(axis=1)),
+            np.sqrt(np.square(product(estimate, np.ascontiguousarray(srf.T)) - x).mean(axis=1)),
         ], axis=1)  # fmt: skip
         logs = np.log(raw + self.floors)
         return np.hstack([logs, product(x - self.centre, self.whitening)])
