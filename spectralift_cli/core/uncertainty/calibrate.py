@@ -38,7 +38,7 @@ _SCORED_PIXELS = 200
 _FEWEST_SPLITS, _MOST_SPLITS = 2, 3
 _LEAST_COARSE = 100  # pixels one scale down
 _FEWEST_COARSE = 16
-_FLAG_LEVEL = 0.995
+_FLAG_LEVEL = 0.99  # of held-out LR pixels lie nearer to those seen than what is flagged
 _LEAST_INSIDE = 0.5
 _SIGNALS = 12  # components that may hold more than noise
 # of errors, from one scale to the next; purer pixels are not easier, so less than 1 tells of the few
@@ -179,7 +179,7 @@ def calibrate(
     growth = growth_of(typical, errors, noise)
     scatter = np.maximum(scatter_of(errors / grown(typical, growth, noise)), model.factors)
     growth **= math.log(max(ratio, 1)) / math.log(factor)
-    flag = max(upper_quantile(d, _FLAG_LEVEL) for d in (distances, reference.distance(fine.x)))
+    flag = upper_quantile(distances, _FLAG_LEVEL)
     return Calibration(
         Reference.of(image.x, image.y),
         model,
