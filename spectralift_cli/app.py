@@ -31,6 +31,7 @@ from spectralift_cli.commands import (
     srf,
     synth,
     train,
+    validate,
 )
 from spectralift_cli.core.errors import SpectraliftError
 
@@ -129,7 +130,8 @@ app = typer.Typer(
 
 for _command in (
     sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer,
-    estimate.estimate, refine.refine, metrics.metrics, quicklook.quicklook, report.report, run.run,
+    estimate.estimate, refine.refine, metrics.metrics, validate.validate, quicklook.quicklook,
+    report.report, run.run,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(srf.app)

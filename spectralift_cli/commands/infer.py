@@ -84,6 +84,14 @@ def infer(
             help="Pixels at a time; changes memory and speed, not the result.",
         ),
     ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the expected RMSE of every pixel, its 68 % and 95 % quantiles and a flag "
+            "for spectra unlike the training's; needs train --uncertainty.",
+        ),
+    ] = None,
     var: options.Var = None,
     axis_order: options.AxisOrder = None,
     memory: options.Memory = None,
@@ -100,15 +108,22 @@ def infer(
 ) -> Result:
     """Make the sharp hyperspectral cube: the LR-HSI's bands and units on the HR-MSI's grid."""
     options.check_output_name(output)
+    if uncertainty is not None:
+        options.check_output_name(uncertainty)
     memory_bytes = options.parse_size(memory)
     creation = options.parse_creation_options(co)
     share = options.parse_shard(shard)
     shared = (workers, share, scheduler, scheduler_file) != (None,) * 4 or resume
     if not refine and (lr_hsi or psf_file):
         raise typer.BadParameter("--lr-hsi and --psf-file say how to refine: give --refine, too")
-    if refine and shared:
+    if shared and (refine or uncertainty):
         raise typer.BadParameter(
-            "--refine does not apply to a job of several processes: run spectralift refine after it"
+            f"--{'refine' if refine else 'uncertainty'} does not apply to a job that is shared or "
+            "resumed"
+        )
+    if refine and uncertainty:
+        raise typer.BadParameter(
+            "--uncertainty tells the error of what infer makes, not of what --refine makes of it"
         )
 
     from spectralift_cli.core import refining, stages
@@ -178,7 +193,7 @@ def infer(
             result = stages.infer(
                 model, image, output, config, stored=stored, batch_size=inference_batch_size,
                 reading=reading, execution=stages.Execution(device, threads, progress),
-                overwrite=overwrite, estimate=estimate,
+                overwrite=overwrite, estimate=estimate, uncertainty_file=uncertainty,
             )  # fmt: skip
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
     place = placement_json(result.placement)
@@ -187,10 +202,19 @@ def infer(
         covered = place["hr_pixels_covered"]
         if covered != result.pixels:
             console.say(f"the LR-HSI covers {covered:,} of {result.pixels:,} pixels")
+    data = {"counts": {name: getattr(result, name) for name in counts}, "placement": place}
+    if result.uncertainty is not None:
+        expected = result.uncertainty
+        data["uncertainty"] = {
+            "flagged": expected.flagged, "pixels": expected.pixels,
+            "mean_expected_rmse": expected.mean_expected,
+        }  # fmt: skip
+        console.say(
+            f"expected RMSE {expected.mean_expected:.4g} data units on average; {expected.flagged:,} "
+            f"of {expected.pixels:,} pixels are unlike what was seen in training"
+        )
     return Result(
         outputs=result.files,
-        data={
-            "counts": {name: getattr(result, name) for name in counts},
-            "placement": place,
-        },
+        side_files=[] if result.uncertainty is None else result.uncertainty.files,
+        data=data,
     )

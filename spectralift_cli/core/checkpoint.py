@@ -28,6 +28,7 @@ from spectralift_cli.core.outputs import write_bytes
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.tensorfile import dump_tensors, load_tensors
+from spectralift_cli.core.uncertainty.calibration import PREFIX, Calibration
 
 FORMAT = 1
 CHECKPOINT_SUFFIX = ".safetensors"
@@ -62,6 +63,7 @@ class Checkpoint:
             the ratio of their sizes need not be whole, as in the published protocol.
         levels: (M, 5) `PERCENTS` of the LR-MSI in units, to recognise an MSI in others; None if
             unknown.
+        calibration: of the uncertainty; None if training was not asked for it.
 
     Raises:
         DataError: the parts do not fit each other.
@@ -83,6 +85,7 @@ class Checkpoint:
     shift_px: tuple[float, float] = (0.0, 0.0)
     shares_extent: bool = False
     levels: FloatArray | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         bands = self.hsi.bands
@@ -108,6 +111,8 @@ class Checkpoint:
                 f"the checkpoint's levels of the LR-MSI are not {expected_levels} finite numbers",
                 _DAMAGED,
             )
+        if self.calibration is not None:
+            self.calibration.check(self.msi_bands, int(self.used_bands.sum()))
         if not self.used_bands.any():
             raise DataError("the checkpoint uses none of its bands", _DAMAGED)
         expected = {n: tuple(t.shape) for n, t in self.empty_model().state_dict().items()}
@@ -160,9 +165,11 @@ class Checkpoint:
             "shift_px": list(self.shift_px),
             "shares_extent": self.shares_extent,
             "levels": None if self.levels is None else self.levels.tolist(),
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
             "provenance": None if self.provenance is None else dict(self.provenance),
         }
-        return dump_tensors(self.weights, document)
+        more = {} if self.calibration is None else self.calibration.tensors()
+        return dump_tensors({**self.weights, **more}, document)
 
     def identity(self) -> dict[str, Any]:
         """Return the size and sha256 of the checkpoint's file."""
@@ -189,6 +196,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     document, tensors = load_tensors(path, _KIND)
     _check_schema(document, path)
     try:
+        extra = {n: tensors.pop(n) for n in list(tensors) if n.startswith(PREFIX)}
         model, hsi, scaling = document["model"], document["hsi"], document["scaling"]
         return Checkpoint(
             model_name=_text(model["name"]),
@@ -210,6 +218,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             shift_px=_shift(document.get("shift_px", (0.0, 0.0))),
             shares_extent=document.get("shares_extent", False) is True,
             levels=_levels(document.get("levels")),
+            calibration=_calibration(document.get("calibration"), extra),
         )
     except DataError as error:
         raise DataError(f"{path}: {error.message}".replace(f"{path}: {path}", f"{path}"),
@@ -289,6 +298,10 @@ def _radiometry(value: Any) -> Radiometry | None:
 def _shift(value: Any) -> tuple[float, float]:
     down, across = (float(number) for number in value)
     return down, across
+
+
+def _calibration(value: Any, tensors: Mapping[str, Tensor]) -> Calibration | None:
+    return None if value is None else Calibration.of(dict(value), tensors)
 
 
 def _levels(value: Any) -> FloatArray | None:

@@ -159,6 +159,10 @@ class TrainConfig:
         None, "LR pixels a step (default: all of them)", low=1, high=2**31 - 1
     )
     seed: int = _option(42, "seed of the weights and the order of pixels", low=0, high=2**63 - 1)
+    uncertainty: bool = _option(
+        False, "calibrate what infer --uncertainty writes, by some more fits to parts of the LR "
+        "pixels: several times the time",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preset", canonical(self.preset, PRESETS))

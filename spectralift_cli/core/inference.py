@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from spectralift_cli.core.output_range import OutputRange, output_meta
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.resources import available_memory_bytes
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.uncertainty.write import UncertaintyResult
 
 CPU_CHUNK = 4096
 GPU_CHUNK = 65_536
@@ -81,6 +84,7 @@ class InferResult:
         moved: valid values that rounded onto nodata and moved by one count.
         beyond: pixels far outside the range of the LR pixels, held at its end.
         placement: of the model's LR-HSI on the image, where it is known.
+        uncertainty: what was written of it, if it was asked for.
     """
 
     files: tuple[Path, ...]
@@ -91,6 +95,7 @@ class InferResult:
     moved: int
     beyond: int = 0
     placement: Placement | None = None
+    uncertainty: UncertaintyResult | None = None
 
 
 def predict(

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import (
@@ -50,6 +51,10 @@ from spectralift_cli.core.training import (
     plan_training,
 )
 from spectralift_cli.core.training import train as train_model
+from spectralift_cli.core.uncertainty.write import calibration_of, write_uncertainty
+
+if TYPE_CHECKING:
+    import torch
 
 AnyPath = str | Path
 
@@ -361,11 +366,39 @@ def train(
             radiometry=opened.radiometry, shift_px=opened.shift_px, sharp=opened.sharp,
             shares_extent=opened.shares_extent,
         )  # fmt: skip
+        if config.uncertainty:
+            trained = _calibrated(trained, inputs, reader, device, execution)
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
     if history_file is not None:
         write_text(Path(history_file), trained.history.to_csv(), overwrite=overwrite)
     discard_state(state)
     return trained
+
+
+def _calibrated(
+    trained: Trained,
+    inputs: TrainInputs,
+    lr_hsi: CubeReader,
+    device: torch.device,
+    execution: Execution,
+) -> Trained:
+    """Return what was trained with a calibration of its uncertainty."""
+    from spectralift_cli.core.uncertainty.calibrate import calibrate
+    from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
+
+    if inputs.scene is None and inputs.hr_msi is None:
+        raise OptionError(
+            "--uncertainty needs to know the HR-MSI's pixels, for which errors are to be expected",
+            "give --hr-msi FILE",
+        )
+    images = ValidateInputs(inputs.scene, inputs.lr_hsi, inputs.hr_msi, inputs.response)
+    with open_pair(images) as pair:
+        found = calibrate(
+            trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
+            threads=execution.threads, progress=execution.progress,
+        )  # fmt: skip
+    checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
+    return dataclasses.replace(trained, checkpoint=checkpoint)
 
 
 def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
@@ -422,6 +455,7 @@ def infer(
     reading: Reading = Reading(),
     execution: Execution = Execution(),
     estimate: AnyPath | None = None,
+    uncertainty_file: AnyPath | None = None,
     overwrite: bool = False,
 ) -> InferResult:
     """Write the sharp hyperspectral cube of an HR-MSI.
@@ -436,7 +470,9 @@ def infer(
         reading: how to read the HR-MSI.
         execution: device, threads, progress.
         estimate: file of an estimate whose radiometry and shift replace the model's.
-        overwrite: replace an existing output.
+        uncertainty_file: cube of the expected error of every pixel to write, or None; see
+            `spectralift_cli.core.uncertainty.write.write_uncertainty`.
+        overwrite: replace existing outputs.
 
     Raises:
         DataError: a file is damaged, or the image has other bands than the model.
@@ -445,16 +481,28 @@ def infer(
     refuse_unfinished(Path(output), overwrite=overwrite)
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
+    if uncertainty_file is not None:
+        calibration_of(checkpoint, model)
+        _check_absent(Path(uncertainty_file), overwrite, apart_from=[output, model, path])
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
-        return infer_cube(
-            checkpoint, without_dropped(reader, checkpoint.srf), Path(output),
+        msi = without_dropped(reader, checkpoint.srf)
+        made = infer_cube(
+            checkpoint, msi, Path(output),
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
             threads=execution.threads, options=stored.options, overwrite=overwrite,
             progress=execution.progress,
         )  # fmt: skip
+        if uncertainty_file is None:
+            return made
+        expected = write_uncertainty(
+            checkpoint, msi, Path(uncertainty_file), source=model,
+            device=resolve_device(execution.device), threads=execution.threads,
+            overwrite=overwrite, progress=execution.progress,
+        )  # fmt: skip
+        return dataclasses.replace(made, uncertainty=expected)
 
 
 def open_model(path: AnyPath, estimate: AnyPath | None = None) -> Checkpoint:

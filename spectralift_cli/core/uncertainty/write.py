@@ -1,0 +1,186 @@
+"""Write the uncertainty of a sharp cube: four bands on the HR-MSI's grid."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spectralift_cli.core.checkpoint import Checkpoint
+from spectralift_cli.core.cube import (
+    AnyArray,
+    CubeMeta,
+    CubeReader,
+    Progress,
+    no_progress,
+    row_blocks,
+)
+from spectralift_cli.core.devices import one_thread_each
+from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.formats import create_cube
+from spectralift_cli.core.identity import identity, provenance
+from spectralift_cli.core.inference import predict
+from spectralift_cli.core.models.base import SpectralModel
+from spectralift_cli.core.pairs import place_model
+from spectralift_cli.core.placement import Placement
+from spectralift_cli.core.uncertainty.calibration import Calibration
+from spectralift_cli.core.validation.reproject import weights_over
+
+BANDS = (
+    "expected RMSE over bands", "RMSE not exceeded by 68 %", "RMSE not exceeded by 95 %",
+    "outside of what was seen in training",
+)  # fmt: skip
+_BLOCK_PIXELS = 2**15
+_RATIO_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class UncertaintyResult:
+    """What was written.
+
+    Args:
+        files: the main one first.
+        flagged: pixels whose spectrum lies outside of what was seen in training.
+        pixels: with values.
+        mean_expected: mean of the first band, in data units; NaN without a pixel.
+    """
+
+    files: tuple[Path, ...]
+    flagged: int
+    pixels: int
+    mean_expected: float
+
+
+def calibration_of(checkpoint: Checkpoint, source: object) -> Calibration:
+    """Return a checkpoint's calibration.
+
+    Raises:
+        DataError: it was trained without.
+    """
+    if checkpoint.calibration is None:
+        raise DataError(
+            f"{source}: holds no calibration of the uncertainty",
+            "train the model again with --uncertainty",
+        )
+    return checkpoint.calibration
+
+
+def write_uncertainty(
+    checkpoint: Checkpoint,
+    hr_msi: CubeReader,
+    output: Path,
+    *,
+    source: object = "the model",
+    device: torch.device | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> UncertaintyResult:
+    """Write how wrong each pixel of a sharp cube is to be expected.
+
+    Bands, float32, in data units: the expected RMSE over bands, what it stays below with 68 % and
+    with 95 %, and 1 where the pixel's MSI spectrum lies outside of what was seen in training, else
+    0. Holes of the MSI are NaN. The spectra are those of `infer` before clipping and rounding.
+
+    Args:
+        checkpoint: of a training with --uncertainty.
+        hr_msi: the MSI, in the units of the LR-HSI and with the response's bands.
+        output: where; the ending chooses the format.
+        source: the checkpoint's file, for messages.
+        device: where the network computes; None for the processor.
+        threads: at most; None for all this process may use. Changes no byte.
+        overwrite: replace an existing output.
+        progress: called as progress(rows done, rows).
+
+    Raises:
+        DataError: the checkpoint holds no calibration, or the MSI does not fit the model.
+        OutputExistsError: the output exists and `overwrite` is false.
+    """
+    calibration = calibration_of(checkpoint, source)
+    msi = hr_msi.meta
+    placement = place_model(checkpoint, msi, hr_msi.path)
+    _check_ratio(calibration, checkpoint, msi, placement)
+    meta = CubeMeta(
+        shape=(msi.rows, msi.cols, len(BANDS)), dtype=np.dtype(np.float32), nodata=math.nan,
+        crs=msi.crs, transform=msi.transform, band_names=BANDS,
+        provenance=provenance(
+            "infer --uncertainty", dict(hr_msi.choices),
+            {"model": checkpoint.identity(), "hr_msi": identity(*hr_msi.files)},
+            earlier=checkpoint.provenance,
+        ),
+    )  # fmt: skip
+    work = _Pixels(checkpoint, calibration, placement, device, threads)
+    flagged, pixels, total = 0, 0, 0.0
+    with create_cube(output, meta, overwrite=overwrite) as writer, one_thread_each():
+        for rows in row_blocks(msi.rows, max(1, _BLOCK_PIXELS // msi.cols)):
+            out = work(hr_msi.read_units(rows), rows)
+            writer.write(rows, out)
+            valid = np.isfinite(out[:, :, 0])
+            pixels += int(valid.sum())
+            flagged += int((out[:, :, 3] == 1).sum())
+            total += float(out[:, :, 0].sum(where=valid, dtype=np.float64))
+            progress(rows.stop, msi.rows)
+        files = writer.commit()
+    return UncertaintyResult(files, flagged, pixels, total / pixels if pixels else math.nan)
+
+
+def _check_ratio(
+    calibration: Calibration, checkpoint: Checkpoint, msi: CubeMeta, placement: Placement | None
+) -> None:
+    if placement is not None:
+        ratio = math.sqrt(math.prod(placement.scale))
+    else:
+        ratio = math.sqrt(msi.rows * msi.cols / (checkpoint.hsi.rows * checkpoint.hsi.cols))
+    if abs(ratio / calibration.ratio - 1) > _RATIO_TOLERANCE:
+        warnings.warn(
+            f"the uncertainty was calibrated for a ratio of {calibration.ratio:.3g}, this MSI "
+            f"seems to have {ratio:.3g}: its quantiles hold for the former",
+            SpectraliftWarning,
+            stacklevel=3,
+        )
+
+
+class _Pixels:
+    """Rows of MSI units to rows of the four bands."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, calibration: Calibration, placement: Placement | None,
+        device: torch.device | None, threads: int | None,
+    ) -> None:  # fmt: skip
+        self._checkpoint, self._calibration = checkpoint, calibration
+        self._model: SpectralModel = checkpoint.model()
+        self._srf = weights_over(checkpoint.srf, checkpoint.used_bands)
+        self._device, self._threads = device, threads
+        self._at: tuple[AnyArray, AnyArray] | None = None
+        if self._model.needs_position and placement is not None:
+            rows, cols = placement.lr_positions()
+            h, w = placement.lr_shape
+            self._at = (rows / h).astype(np.float32), (cols / w).astype(np.float32)
+
+    def __call__(self, units: AnyArray, rows: slice) -> AnyArray:
+        n, cols, bands = units.shape
+        out = np.full((n * cols, len(BANDS)), np.nan, np.float32)
+        pixels = units.reshape(-1, bands)
+        valid = np.asarray(np.isfinite(pixels).all(axis=1))
+        if not valid.any():
+            return out.reshape(n, cols, -1)
+        checkpoint = self._checkpoint
+        pixels = pixels[valid]
+        if checkpoint.radiometry is not None:
+            pixels = checkpoint.radiometry.apply(pixels)
+        x = checkpoint.scaling.apply(pixels).astype(np.float32)
+        given = x
+        if self._at is not None:
+            row, col = np.divmod(np.flatnonzero(valid), cols)
+            position = np.stack([self._at[0][rows.start + row], self._at[1][col]], axis=1)
+            given = np.hstack([x, position])
+        estimate = predict(self._model, given, device=self._device, threads=self._threads)
+        found = self._calibration.expect(x, estimate, self._srf)
+        scaling = checkpoint.scaling
+        found[:, :3] *= scaling.hi - scaling.lo
+        out[valid] = found
+        return out.reshape(n, cols, -1)

@@ -1,0 +1,178 @@
+"""The pair of images that a validation looks at, with what relates them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectralift_cli.core import pairs
+from spectralift_cli.core.cube import CubeReader, FloatArray
+from spectralift_cli.core.errors import OptionError, SpectraliftWarning
+from spectralift_cli.core.formats import open_cube
+from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.grids import check_on_map
+from spectralift_cli.core.identity import identity
+from spectralift_cli.core.msi_bands import check_bands, without_dropped
+from spectralift_cli.core.observation import Observation
+from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.pairs import ResponseChoice
+from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.scene import Scene, open_scene
+from spectralift_cli.core.sensors.response import Srf
+from spectralift_cli.core.sensors.srf import read_srf
+
+_ASSUMED_FWHM = 1.0  # LR pixels
+
+
+@dataclass(frozen=True)
+class ValidateInputs:
+    """What is validated: a scene, or loose files.
+
+    Args:
+        scene: a scene's folder; excludes the other files but the PSF.
+        lr_hsi: the blurry hyperspectral image.
+        hr_msi: the sharp multispectral image.
+        response: where the spectral response comes from, for loose files.
+        psf_file: point spread function on the HR grid, without the LR pixel's footprint; None for
+            the scene's, or to assume one.
+    """
+
+    scene: Path | None = None
+    lr_hsi: Path | None = None
+    hr_msi: Path | None = None
+    response: ResponseChoice = field(default_factory=ResponseChoice)
+    psf_file: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The two open images and how the one sees the other.
+
+    Args:
+        lr_hsi: the blurry hyperspectral image.
+        hr_msi: the sharp multispectral image, with the response's bands.
+        srf: (M, B) response between the two.
+        observation: how the LR-HSI's instrument sees the HR grid.
+        psf: where its kernel comes from, in words.
+        scaling: from units to the network's range, or None to find it.
+        identities: role -> identity of the inputs.
+    """
+
+    lr_hsi: CubeReader
+    hr_msi: CubeReader
+    srf: Srf
+    observation: Observation
+    psf: str
+    scaling: Scaling | None
+    identities: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def placement(self) -> Placement:
+        """Where the LR pixels lie on the HR grid."""
+        return self.observation.placement
+
+
+@contextlib.contextmanager
+def open_pair(inputs: ValidateInputs) -> Iterator[Pair]:
+    """Open the images of a validation and find what relates them.
+
+    Raises:
+        OptionError: inputs that exclude each other, or too few.
+        DataError: a file is damaged, or the images do not fit each other.
+    """
+    with contextlib.ExitStack() as stack:
+        if inputs.scene is not None:
+            if inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice():
+                raise OptionError("a scene excludes loose files", "a scene brings its own files")
+            yield _of_scene(open_scene(inputs.scene), inputs, stack)
+        elif inputs.lr_hsi is None or inputs.hr_msi is None:
+            raise OptionError(
+                "there is nothing to validate",
+                "give a SCENE, or --lr-hsi FILE and --hr-msi FILE",
+            )
+        else:
+            yield _of_files(inputs.lr_hsi, inputs.hr_msi, inputs, stack)
+
+
+def _of_scene(scene: Scene, inputs: ValidateInputs, stack: contextlib.ExitStack) -> Pair:
+    lr, msi = (stack.enter_context(scene.open(role)) for role in ("lr_hsi", "hr_msi"))
+    meta = lr.meta
+    srf = read_srf(scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
+    placement = pairs.scene_placement(scene, meta, msi.meta)
+    if inputs.psf_file is None and scene.has("psf"):
+        seen = Observation(
+            read_psf(scene.path("psf")), placement, scene.psf_includes_footprint,
+            str(scene.recipe.get("boundary", "reflect")),
+        )  # fmt: skip
+        told = "the scene's own"
+    else:
+        seen, told = _blur(inputs, placement)
+    return _checked(
+        lr, msi, srf, seen, told, Scaling() if scene.data_scaled else None,
+        {"scene": scene.identity()}, inputs, scene.path("hr_msi"),
+    )  # fmt: skip
+
+
+def _of_files(
+    lr_path: Path, msi_path: Path, inputs: ValidateInputs, stack: contextlib.ExitStack
+) -> Pair:
+    lr = stack.enter_context(open_cube(lr_path))
+    msi = stack.enter_context(open_cube(msi_path, allow_2d=True))
+    srf = pairs.find_response(inputs.response, lr.meta, lr_path, msi.meta, msi_path)
+    placement = place(lr.meta, msi.meta, sources=(lr_path, msi_path))
+    identities = {"lr_hsi": identity(*lr.files), "hr_msi": identity(*msi.files)}
+    if inputs.response.srf_file is not None:
+        identities["srf"] = identity(inputs.response.srf_file)
+    seen, told = _blur(inputs, placement)
+    return _checked(lr, msi, srf, seen, told, None, identities, inputs, msi_path)
+
+
+def _checked(
+    lr: CubeReader, msi: CubeReader, srf: Srf, seen: Observation, told: str,
+    scaling: Scaling | None, identities: dict[str, dict[str, Any]], inputs: ValidateInputs,
+    source: Path,
+) -> Pair:  # fmt: skip
+    check_on_map(lr)
+    check_on_map(msi)
+    msi = without_dropped(msi, srf)
+    check_bands(msi.meta, srf, lr.meta.wavelengths_nm, source, "the response")
+    if inputs.psf_file is not None:
+        identities = {**identities, "psf": identity(inputs.psf_file)}
+    return Pair(lr, msi, srf, seen, told, scaling, identities)
+
+
+def _blur(inputs: ValidateInputs, placement: Placement) -> tuple[Observation, str]:
+    if inputs.psf_file is not None:
+        return Observation(read_psf(inputs.psf_file), placement), f"{inputs.psf_file.name}"
+    warnings.warn(
+        f"the PSF is not known: a Gaussian as wide as {_ASSUMED_FWHM:g} LR pixel (full width at "
+        "half maximum), averaged over the LR pixel, is assumed; give --psf-file if you know it",
+        SpectraliftWarning,
+        stacklevel=2,
+    )
+    told = f"assumed: Gaussian of {_ASSUMED_FWHM:g} LR pixel full width at half maximum"
+    return Observation(assumed_psf(placement.scale), placement), told
+
+
+def assumed_psf(scale: tuple[float, float]) -> FloatArray:
+    """Return the Gaussian that stands for an unknown PSF.
+
+    Args:
+        scale: HR pixels to one LR pixel, down and across.
+
+    Returns:
+        (k, k) of sum 1, its full width at half maximum one LR pixel.
+    """
+    sigmas = [_ASSUMED_FWHM * ratio / np.sqrt(8 * np.log(2)) for ratio in scale]
+    half = max(1, int(np.ceil(3 * max(sigmas))))
+    at = np.arange(-half, half + 1, dtype=np.float64)
+    down, across = (np.exp(-np.square(at / sigma) / 2) for sigma in sigmas)
+    kernel = np.outer(down, across)
+    made: FloatArray = kernel / kernel.sum()
+    return made

@@ -1,0 +1,99 @@
+"""Judge a pipeline, and a result, without a ground truth."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+from spectralift_cli.core.config import TrainConfig
+from spectralift_cli.core.cube import Progress, no_progress
+from spectralift_cli.core.errors import DataError, OptionError
+from spectralift_cli.core.formats import open_cube
+from spectralift_cli.core.identity import identity, provenance
+from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.validation.agreement import agreement
+from spectralift_cli.core.validation.figures import DOCUMENT, SCHEMA, Section, Validation
+from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
+
+
+def validate(
+    inputs: ValidateInputs,
+    config: TrainConfig | None = None,
+    *,
+    result: str | Path | None = None,
+    maps: str | Path | None = None,
+    reduced: bool = True,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Validation:
+    """Judge fusion without a ground truth.
+
+    (a) One scale down: both images degraded once more, the pipeline run there, scored against the
+    LR-HSI. (b) Of a result: what both instruments would see of it, against what they saw.
+    (c) Of a result: D_lambda, D_s and HQNR.
+
+    Args:
+        inputs: a scene, or loose files.
+        config: of the training in (a); None for the defaults.
+        result: a sharp cube on the HR-MSI's grid, in the LR-HSI's units and bands, or None.
+        maps: folder of maps of both residuals and `validate.json`, or None; needs a result.
+        reduced: whether to do (a).
+        threads: at most; None for all this process may use. Changes no number.
+        overwrite: replace an existing folder of maps.
+        progress: called with (done, total) of the stage at work.
+
+    Raises:
+        OptionError: inputs that exclude each other, or too few; nothing to do.
+        DataError: a file is damaged, or the images do not fit each other.
+        OutputExistsError: the folder exists and `overwrite` is false.
+
+    Source: (a) Wald, Ranchin and Mangolini, PE&RS 63(6), 1997; (c) see
+    `spectralift_cli.core.metrics.noreference`.
+    """
+    if result is None and maps is not None:
+        raise OptionError("--maps does not apply without a result", "give --result CUBE as well")
+    if result is None and not reduced:
+        raise OptionError(
+            "--no-reduced without a result leaves nothing to do", "give --result CUBE as well"
+        )
+    config = config or TrainConfig()
+    if config.uncertainty:
+        raise OptionError(
+            "--uncertainty does not apply to validate", "it belongs to train and infer"
+        )
+    with contextlib.ExitStack() as stack:
+        folder: Path | None = None
+        stage: Staging | None = None
+        if maps is not None:
+            stage = Staging(Path(maps), overwrite=overwrite)
+            stack.callback(stage.abort)
+            if Path(maps).exists() and not Path(maps).is_dir():
+                raise DataError(
+                    f"{maps}: is a file, maps are a folder", "choose another name for the maps"
+                )
+            folder = stage.path()
+            folder.mkdir()
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spectralift-")))
+        pair = stack.enter_context(open_pair(inputs))
+        identities = dict(pair.identities)
+        sections: list[Section] = []
+        if reduced:
+            from spectralift_cli.core.validation.reduced import validate_reduced
+
+            section, _ = validate_reduced(pair, config, work, threads=threads, progress=progress)
+            sections.append(section)
+        if result is not None:
+            with open_cube(result) as reader:
+                identities["result"] = identity(*reader.files)
+                sections += agreement(reader, pair, work, folder, progress)
+        options = config.used_json() if reduced else {}
+        found = Validation(tuple(sections), pair.psf, provenance("validate", options, identities))
+        if stage is not None and folder is not None:
+            document = {"schema": SCHEMA, **found.to_json()}
+            text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+            (folder / DOCUMENT).write_text(text, encoding="utf-8")
+            stage.commit()
+        return found

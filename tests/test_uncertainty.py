@@ -1,0 +1,252 @@
+"""The uncertainty of a sharp cube: its calibration, its file, its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spectralift_cli as sl
+from spectralift_cli.core import samples
+from spectralift_cli.core.checkpoint import load_checkpoint, save_checkpoint
+from spectralift_cli.core.errors import DataError, OptionError
+from spectralift_cli.core.uncertainty.calibrate import growth_of, noise_variance
+from spectralift_cli.core.uncertainty.calibration import ErrorModel, grown, upper_quantile
+from spectralift_cli.core.uncertainty.reference import Reference
+from tests.conftest import Run
+
+LINEAR = sl.TrainConfig(model="linear", uncertainty=True)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> sl.Scene:
+    folder = tmp_path_factory.mktemp("uncertainty")
+    sl.write_sample("synthetic", folder / "cube.npy", size=(128, 112, 30), crs="EPSG:32633")
+    config = sl.SynthConfig(sigma=2.0, kernel_size=5)
+    return sl.synth(folder / "cube.npy", folder / "scene", config, cube_format="npy")
+
+
+@pytest.fixture(scope="module")
+def model(scene: sl.Scene) -> Path:
+    path = scene.folder.parent / "m.safetensors"
+    sl.train(sl.TrainInputs(scene=scene.folder), path, LINEAR)
+    return path
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 400), st.floats(0.01, 0.99), st.integers(0, 99))
+def test_conformal_quantile_covers_a_new_value(count: int, level: float, seed: int) -> None:
+    values = np.random.default_rng(seed).random(count)
+    found = upper_quantile(values, level)
+    below = int((values <= found).sum())
+    assert below >= min(count, math.ceil((count + 1) * level))
+    assert found in values
+
+
+def test_error_model_finds_what_errors_depend_on() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4000, 5))
+    errors = np.exp(0.7 * features[:, 1] - 0.2 * features[:, 3] - 3 + 0.3 * rng.normal(size=4000))
+    fitted = ErrorModel.fit(features[:2000], errors[:2000])
+    typical = fitted.typical(features[2000:])
+    found = [float((errors[2000:] <= typical * factor).mean()) for factor in fitted.factors[1:]]
+    assert found == pytest.approx([0.68, 0.95], abs=0.03)
+    assert fitted.slope == pytest.approx([0, 0.7, 0, -0.2, 0], abs=0.03)
+    far = fitted.typical(np.full((1, 5), 1e6))
+    assert np.isfinite(far).all()  # beyond what was seen, the line ends
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(1.01, 8.0), st.floats(0.0, 0.02), st.integers(0, 99))
+def test_growth_is_found_beneath_noise(growth: float, noise: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    clean = rng.uniform(0.02, 0.1, 500)
+    typical = np.sqrt(clean**2 + noise**2)
+    errors = np.sqrt((growth * clean) ** 2 + noise**2)
+    np.testing.assert_allclose(grown(typical, growth, noise**2), errors, rtol=1e-9)
+    assert growth_of(typical, errors, noise**2) == pytest.approx(growth, rel=1e-6)
+
+
+@pytest.mark.parametrize(("pixels", "bands"), [(2000, 60), (100, 150), (600, 8)])
+def test_noise_is_told_from_signal(pixels: int, bands: int) -> None:
+    rng = np.random.default_rng(1)
+    signals = min(3, bands)
+    clean = rng.random((pixels, signals)) @ rng.random((signals, bands)) + 1
+    noisy = clean + 0.02 * clean.mean(axis=0) * rng.normal(size=clean.shape)
+    expected = 0.02**2 * np.square(clean.mean(axis=0)).mean()
+    assert noise_variance(noisy.astype(np.float32)) == pytest.approx(expected, rel=0.5)
+
+
+def test_distance_is_that_of_the_nearest_training_pixel() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.random((200, 3)).astype(np.float32)
+    reference = Reference.of(x, rng.random((200, 7)).astype(np.float32))
+    new = rng.normal(size=(50, 3)).astype(np.float32)
+    apart = (new[:, None].astype(np.float64) - x[None]) @ reference.whitening
+    expected = np.sqrt(np.square(apart).sum(axis=2)).min(axis=1)
+    np.testing.assert_allclose(reference.distance(new), expected, rtol=1e-6, atol=1e-6)
+    assert reference.distance(x).max() < 1e-6
+    whitened = (x - reference.centre) @ reference.whitening
+    np.testing.assert_allclose(np.cov(whitened.T, bias=True), np.eye(3), atol=1e-5)
+
+
+def test_file_holds_four_bands_on_the_map(scene: sl.Scene, model: Path, tmp_path: Path) -> None:
+    sl.infer(model, scene.folder, tmp_path / "sr.npy", uncertainty_file=tmp_path / "u.tif")
+    with rasterio.open(tmp_path / "u.tif") as dataset, sl.open_cube(scene.path("hr_msi")) as msi:
+        assert dataset.count == 4
+        assert dataset.descriptions[0] == "expected RMSE over bands"
+        assert tuple(dataset.transform)[:6] == pytest.approx(msi.meta.transform)
+        mean, q68, q95, flag = dataset.read()
+    assert (mean > 0).all() and (q68 <= q95).all()
+    assert set(np.unique(flag)) <= {0.0, 1.0}
+    error = np.sqrt(
+        np.square(
+            sl.read_cube(tmp_path / "sr.npy").units() - sl.read_cube(scene.path("gt")).units()
+        ).mean(axis=2)
+    )
+    assert (error <= q95).mean() > 0.8
+    assert (error <= q68).mean() > 0.5
+    assert np.corrcoef(np.log(error.ravel()), np.log(mean.ravel()))[0, 1] > 0.2
+    assert flag.mean() < 0.1
+
+
+def test_scale_and_holes_carry_through(scene: sl.Scene, model: Path, tmp_path: Path) -> None:
+    """The same images in counts give the same uncertainty in counts; holes stay holes."""
+    images = {}
+    for role in ("lr_hsi", "hr_msi"):
+        cube = sl.read_cube(scene.path(role))
+        images[role] = tmp_path / f"{role}.npy"
+        values = (cube.values * 1000).astype(np.float32)
+        if role == "hr_msi":
+            values[5, 7, 0] = np.nan
+        sl.write_cube(images[role], sl.Cube(values, cube.meta))
+    inputs = sl.TrainInputs(
+        lr_hsi=images["lr_hsi"], hr_msi=images["hr_msi"],
+        response=sl.ResponseChoice(srf_file=scene.path("srf")),
+    )  # fmt: skip
+    with pytest.warns(sl.SpectraliftWarning, match="the PSF is not known"):
+        sl.train(inputs, tmp_path / "m.safetensors", LINEAR)
+    sl.infer(
+        tmp_path / "m.safetensors", images["hr_msi"], tmp_path / "sr.npy",
+        uncertainty_file=tmp_path / "u.npy",
+    )  # fmt: skip
+    sl.infer(model, scene.folder, tmp_path / "a.npy", uncertainty_file=tmp_path / "ua.npy")
+    counts, units = (sl.read_cube(tmp_path / f"{n}.npy").values[:, :, 0] for n in ("u", "ua"))
+    assert np.isnan(counts[5, 7]) and np.isfinite(np.delete(counts.ravel(), 5 * 112 + 7)).all()
+    assert np.nanmedian(counts) / np.median(units) == pytest.approx(1000, rel=0.6)  # another PSF
+
+
+def test_cut_out_material_is_flagged(tmp_path: Path) -> None:
+    rows, cols, bands = 128, 128, 40
+    cube = samples.synthetic(rows, cols, bands, seed=42)
+    rng = np.random.default_rng(42)
+    samples._spectra(rng, 6, np.linspace(400.0, 2500.0, bands))
+    abundances = samples._abundances(rng, 6, rows, cols)
+    sl.write_cube(tmp_path / "cube.npy", cube)
+    scene = sl.synth(
+        tmp_path / "cube.npy", tmp_path / "scene", sl.SynthConfig(sigma=2.0), cube_format="npy"
+    )  # fmt: skip
+    lr = sl.read_cube(scene.path("lr_hsi"))
+    share = abundances.reshape(6, 32, 4, 32, 4).mean(axis=(2, 4))
+    rates = []
+    for material in range(6):
+        pure = abundances[material] > 0.7
+        if pure.sum() < 50:
+            continue
+        values = lr.values.copy()
+        values[share[material] > 0.15] = np.nan
+        sl.write_cube(tmp_path / "cut.npy", sl.Cube(values, lr.meta), overwrite=True)
+        inputs = sl.TrainInputs(
+            lr_hsi=tmp_path / "cut.npy", hr_msi=scene.path("hr_msi"),
+            response=sl.ResponseChoice(srf_file=scene.path("srf")),
+        )  # fmt: skip
+        with pytest.warns(sl.SpectraliftWarning):
+            sl.train(inputs, tmp_path / "m.safetensors", LINEAR, overwrite=True)
+        sl.infer(
+            tmp_path / "m.safetensors", scene.path("hr_msi"), tmp_path / "sr.npy",
+            uncertainty_file=tmp_path / "u.npy", overwrite=True,
+        )  # fmt: skip
+        flag = sl.read_cube(tmp_path / "u.npy").values[:, :, 3]
+        rates.append(
+            (material, float(flag[pure].mean()), float(flag[abundances[material] < 0.01].mean()))
+        )
+    assert len(rates) == 6
+    assert min(rate for _, rate, _ in rates) >= 0.9
+    assert max(false for _, _, false in rates) < 0.05
+
+
+def test_checkpoint_keeps_the_calibration(model: Path, tmp_path: Path) -> None:
+    first = load_checkpoint(model)
+    assert first.calibration is not None
+    save_checkpoint(first, tmp_path / "again.safetensors")
+    again = load_checkpoint(tmp_path / "again.safetensors")
+    assert again.to_bytes() == model.read_bytes()
+    x = np.random.default_rng(0).random((9, 4), np.float32)
+    y = np.random.default_rng(1).random((9, 30), np.float32)
+    srf = first.srf.weights.copy()
+    assert again.calibration is not None
+    np.testing.assert_array_equal(
+        first.calibration.expect(x, y, srf), again.calibration.expect(x, y, srf)
+    )  # fmt: skip
+    assert first.identity()["size"] < 100_000
+
+
+@pytest.mark.parametrize("change", [{"growth": math.nan}, {"scatter": np.ones(2)}])
+def test_damaged_calibrations_are_refused(model: Path, change: dict[str, object]) -> None:
+    calibration = load_checkpoint(model).calibration
+    assert calibration is not None
+    with pytest.raises(DataError, match="calibration of the uncertainty is damaged"):
+        dataclasses.replace(calibration, **change)
+
+
+def test_calibration_is_the_same_for_any_number_of_threads(scene: sl.Scene, tmp_path: Path) -> None:
+    config = sl.TrainConfig(uncertainty=True, model="linear")
+    small = sl.read_cube(scene.path("lr_hsi")).meta
+    assert small.rows == 32
+    made = []
+    for threads in (1, 2):
+        path = tmp_path / f"{threads}.safetensors"
+        inputs = sl.TrainInputs(scene=scene.folder)
+        sl.train(inputs, path, config, execution=sl.Execution(threads=threads))
+        made.append(path.read_bytes())
+        sl.infer(
+            path, scene.folder, tmp_path / "sr.npy", overwrite=True,
+            uncertainty_file=tmp_path / f"{threads}.npy", execution=sl.Execution(threads=threads),
+        )  # fmt: skip
+    assert made[0] == made[1]
+    assert (tmp_path / "1.npy").read_bytes() == (tmp_path / "2.npy").read_bytes()
+
+
+def test_what_lacks_a_calibration_says_how_to_get_one(scene: sl.Scene, tmp_path: Path) -> None:
+    model = tmp_path / "plain.safetensors"
+    sl.train(sl.TrainInputs(scene=scene.folder), model, sl.TrainConfig(model="linear"))
+    with pytest.raises(DataError, match="holds no calibration") as caught:
+        sl.infer(model, scene.folder, tmp_path / "sr.npy", uncertainty_file=tmp_path / "u.npy")
+    assert "--uncertainty" in caught.value.hint
+    assert not (tmp_path / "sr.npy").exists()
+    inputs = sl.TrainInputs(
+        lr_hsi=scene.path("lr_hsi"), response=sl.ResponseChoice(srf_file=scene.path("srf"))
+    )  # fmt: skip
+    with pytest.raises(OptionError, match="needs to know the HR-MSI"):
+        sl.train(inputs, tmp_path / "other.safetensors", LINEAR)
+
+
+def test_command_writes_both_cubes(
+    spectralift: Run, scene: sl.Scene, model: Path, tmp_path: Path
+) -> None:
+    words = ("infer", model, scene.folder, "-o", tmp_path / "sr.npy", "--uncertainty")
+    done = spectralift(*words, tmp_path / "u.tif", "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["outputs"][0] == str(tmp_path / "sr.npy")
+    assert document["outputs"][-1] == str(tmp_path / "u.tif")
+    assert document["uncertainty"]["pixels"] == 128 * 112
+    again = spectralift(*words, tmp_path / "u.tif")
+    assert again.returncode == 4
