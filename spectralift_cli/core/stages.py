@@ -367,7 +367,7 @@ def train(
             shares_extent=opened.shares_extent,
         )  # fmt: skip
         if config.uncertainty:
-            trained = _calibrated(trained, inputs, reader, device, execution)
+            trained = _calibrated(trained, inputs, opened.reader, device, execution)
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
     if history_file is not None:
         write_text(Path(history_file), trained.history.to_csv(), overwrite=overwrite)
