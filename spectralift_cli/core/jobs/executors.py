@@ -213,7 +213,8 @@ class DaskCluster:
 def _import_distributed() -> Any:
     try:
         # before the import, which reads it: a lost scheduler is told by our error, not by its log
-        importlib.import_module("dask").config.set({"logging": {"distributed": "critical"}})
+        quiet = {"distributed": "critical", "distributed.client": "critical"}
+        importlib.import_module("dask").config.set({"logging": quiet})
         return importlib.import_module("distributed")  # untyped, and an optional dependency
     except ModuleNotFoundError as error:
         raise DataError(
