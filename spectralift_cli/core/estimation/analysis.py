@@ -146,7 +146,9 @@ def _judge_response(pair: ImagePair, seen: _Seen, nominal: FloatArray) -> Verdic
     """Compare the estimated with the nominal response, gain and offset fitted for both."""
     spectra = _spectra(pair)
     use = seen.weights > 0
-    z, x, w = seen.z[use], pair.hsi[use], seen.weights[use]
+    z, w = seen.z[use], seen.weights[use]
+    # without their noise, of which a wide response would show less than a narrow one
+    x = (spectra.scores @ spectra.loadings.T + spectra.mean)[use[pair.hsi_valid]]
     labels = pair.blocks()[use]
 
     def with_nominal(kept: BoolArray) -> FloatArray:
