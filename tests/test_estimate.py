@@ -48,7 +48,7 @@ def found(psf: int = 0, ratio: int = 4, seed: int = 7, name: str = "synthetic") 
 
 @pytest.mark.parametrize(
     ("psf", "ratio", "name"),
-    [(0, 4, "synthetic"), (1, 4, "indian-pines"), (2, 4, "synthetic"), (1, 8, "synthetic")],
+    [(0, 4, "synthetic"), (1, 4, "indian-pines"), (2, 8, "synthetic")],
 )
 def test_truth_is_found(psf: int, ratio: int, name: str) -> None:
     truth, estimate = known(psf, ratio, name=name), found(psf, ratio, name=name)
@@ -173,9 +173,9 @@ def test_images_too_small_are_refused() -> None:
 
 @pytest.mark.parametrize(("shift", "sigma"), [(0.0, 1.3), (0.37, 0.5), (-1.2, 3.0)])
 def test_footprint_is_the_integral_of_box_and_gaussian(shift: float, sigma: float) -> None:
-    placement = Placement((5, 5), (40, 40), (8.33, 8.33), (-1.0, 2.0))
+    placement = Placement((5, 5), (80, 80), (8.33, 8.33), (-1.0, 12.0))
     row = axis_weights(placement, 1, shift, sigma).toarray()[2]
-    centre = 2.0 + 8.33 * (2.5 - shift)
+    centre = 12.0 + 8.33 * (2.5 - shift)
     for pixel in (int(centre) - 5, int(centre), int(centre) + 4):
         # the share of a pixel: Gaussian mass of every point of the LR pixel's side in it
         share = quad(
