@@ -56,11 +56,12 @@ def known_pair(
     snr_db: float = 35.0,
     most_shift_px: float = 1.5,
     num_msi_bands: int = 4,
+    unit_gain: bool = False,
 ) -> Truth:
     """Make a pair from a cube (H, W, B).
 
-    Shift, gains (0.8 to 1.2) and offsets (3 % of the cube's 99th percentile) are drawn. The LR-HSI
-    is cut from one that is observed whole, so that what lies beyond its edge is real ground.
+    Shift, gains (0.8 to 1.2) and offsets (3 % of the cube's 99th percentile) are drawn. The HR-MSI
+    shows the whole cube, the LR-HSI its middle.
 
     Args:
         values: the cube.
@@ -71,6 +72,7 @@ def known_pair(
         snr_db: of both images.
         most_shift_px: LR pixels along each axis.
         num_msi_bands: of the documented sensor.
+        unit_gain: gains of 1 and offsets of 0 instead.
     """
     rng = np.random.default_rng(seed)
     cube = values / np.percentile(values, 99)
@@ -79,16 +81,19 @@ def known_pair(
     shift = rng.uniform(-most_shift_px, most_shift_px, 2)
     gain = rng.uniform(0.8, 1.2, num_msi_bands)
     offset = rng.uniform(-0.03, 0.03, num_msi_bands)
+    if unit_gain:
+        gain, offset = np.ones(num_msi_bands), np.zeros(num_msi_bands)
     srf = documented_srf(num_msi_bands, wavelengths_nm, 4.2).weights
     kernel = make_psf(psf[0], psf[1] * ratio, 2 * ratio)
     whole = Placement((rows, cols), cube.shape[:2], (float(ratio), float(ratio)))
     placed = whole.shifted((float(shift[0]), float(shift[1])))
     lr = noisy(Observation(kernel, placed)(cube), snr_db, rng)
     hr = noisy((cube @ srf.T - offset) / gain, snr_db, rng)
+    # so far inside that no LR pixel sees beyond the cube
     cut = 1 + int(np.ceil(np.abs(shift).max()))
-    hr = hr[cut * ratio : -cut * ratio, cut * ratio : -cut * ratio]
-    lr = lr[cut:-cut, cut:-cut]
-    placement = Placement(lr.shape[:2], hr.shape[:2], (float(ratio), float(ratio)))
+    inner = (slice(cut, rows - cut), slice(cut, cols - cut))
+    placement = whole.window_lr(*inner)
+    lr = lr[inner]
     pair = ImagePair(
         lr, np.ones(lr.shape[:2], np.bool_), hr, np.ones(hr.shape[:2], np.bool_), placement,
         wavelengths_nm,

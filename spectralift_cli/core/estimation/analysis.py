@@ -25,6 +25,9 @@ _POOR = 0.5
 _GOOD = 0.95
 _STEPS = 6  # of progress
 
+_ALWAYS = "the PSF: used wherever one is asked for"
+_DISAGREE = Verdict(False, "not used, the images agree too little")
+
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
@@ -100,15 +103,21 @@ def analyse(
     gain = None
     if "gain" in parts:
         lines = fitted if verdict.used else None
-        gain = _gain(kernel, lines, factor, _judge_gain(pair, seen, response), words, agree)
+        judged = _judge_gain(pair, seen, response) if agree else _DISAGREE
+        gain = _gain(kernel, lines, factor, judged, words)
     progress(5, _STEPS)
-    shift = _shift(pair, y, joint, factor, words, agree) if free else None
+    shift = None
+    if free:
+        judged = _judge_shift(pair, y, joint) if agree else _DISAGREE
+        shift = _shift(joint, factor, judged, words)
     progress(_STEPS, _STEPS)
     return Findings(
         shift=shift,
-        psf=_psf(kernel, words, agree) if "psf" in parts else None,
+        psf=_psf(kernel, Verdict(True, _ALWAYS) if agree else _DISAGREE, words)
+        if "psf" in parts
+        else None,
         gain=gain,
-        srf=None if fitted is None else _srf(fitted, verdict, agree),
+        srf=None if fitted is None else _srf(fitted, verdict if agree else _DISAGREE),
         explained=kernel.explained,
         lr_pixels=int((kernel.weights > 0).sum()),
         blocks=blocks,
@@ -146,7 +155,9 @@ def _judge_response(pair: ImagePair, seen: _Seen, nominal: FloatArray) -> Verdic
     """Compare the estimated with the nominal response, gain and offset fitted for both."""
     spectra = _spectra(pair)
     use = seen.weights > 0
-    z, x, w = seen.z[use], pair.hsi[use], seen.weights[use]
+    z, w = seen.z[use], seen.weights[use]
+    # without their noise, of which a wide response would show less than a narrow one
+    x = (spectra.scores @ spectra.loadings.T + spectra.mean)[use[pair.hsi_valid]]
     labels = pair.blocks()[use]
 
     def with_nominal(kept: BoolArray) -> FloatArray:
@@ -185,9 +196,7 @@ def _inverse_error(y: FloatArray, z: FloatArray, weights: FloatArray) -> FloatAr
     return np.asarray(gain * y + offset - z)
 
 
-def _shift(
-    pair: ImagePair, y: FloatArray, joint: Joint, factor: float, words: str, agree: bool
-) -> Shift:
+def _judge_shift(pair: ImagePair, y: FloatArray, joint: Joint) -> Verdict:
     use = joint.weights > 0
     w, labels = joint.weights[use], pair.blocks()[use]
 
@@ -202,24 +211,24 @@ def _shift(
 
         return of
 
-    found = np.array(joint.blurring.shift_px)
-    std = np.sqrt(np.maximum(np.diag(joint.covariance)[:2], 0))
-    verdict = compare(
+    return compare(
         "the shift", held_out_errors(errors(False), labels), held_out_errors(errors(True), labels),
         w, labels,
     )  # fmt: skip
+
+
+def _shift(joint: Joint, factor: float, verdict: Verdict, words: str) -> Shift:
+    found = np.array(joint.blurring.shift_px)
+    std = np.sqrt(np.maximum(np.diag(joint.covariance)[:2], 0))
     return Shift(
-        shift_px=found, std_px=std,
-        interval_px=np.stack([found - factor * std, found + factor * std], axis=1),
-        used=verdict.used and agree, why=_why(verdict, agree),
-        fit=f"known to {max(std):.2g} LR pixels; {words}",
+        shift_px=found, std_px=std, interval_px=_interval(found, std, factor), used=verdict.used,
+        why=verdict.why, fit=f"known to {max(std):.2g} LR pixels; {words}",
     )  # fmt: skip
 
 
 def _gain(
-    fit: Kernel, lines: list[BandResponse] | None, factor: float, verdict: Verdict,
-    words: str, agree: bool,
-) -> Gain:  # fmt: skip
+    fit: Kernel, lines: list[BandResponse] | None, factor: float, verdict: Verdict, words: str
+) -> Gain:
     bands = fit.gain.size
     if lines is None:
         gain, offset = fit.gain, fit.offset
@@ -235,7 +244,7 @@ def _gain(
         gain=gain, gain_std=gain_std, gain_interval=_interval(gain, gain_std, factor),
         offset=offset, offset_std=offset_std,
         offset_interval=_interval(offset, offset_std, factor),
-        used=verdict.used and agree, why=_why(verdict, agree),
+        used=verdict.used, why=verdict.why,
         fit=f"gains are known to {share:.2g} % or better; {words}",
     )  # fmt: skip
 
@@ -244,32 +253,24 @@ def _interval(value: FloatArray, std: FloatArray, factor: float) -> FloatArray:
     return np.stack([value - factor * std, value + factor * std], axis=1)
 
 
-def _psf(kernel: Kernel, words: str, agree: bool) -> Psf:
+def _psf(kernel: Kernel, verdict: Verdict, words: str) -> Psf:
     half = len(kernel.values) // 2
     at = np.arange(-half, half + 1, dtype=np.float64)
     widths = [float(np.sqrt(kernel.values.sum(axis=1 - axis) @ at**2)) for axis in (0, 1)]
-    why = "the PSF: used wherever one is asked for" if agree else _DISAGREE
     return Psf(
         kernel=kernel.values, std=kernel.std, width_px=np.array(widths),
-        relative_error=kernel.relative_error, used=agree, why=why,
+        relative_error=kernel.relative_error, used=verdict.used, why=verdict.why,
         fit=f"the kernel is known to about {100 * kernel.relative_error:.0f} % (L2); {words}",
     )  # fmt: skip
 
 
-def _srf(fitted: list[BandResponse], verdict: Verdict, agree: bool) -> Response:
+def _srf(fitted: list[BandResponse], verdict: Verdict) -> Response:
     error = np.array([r.relative_error for r in fitted])
     return Response(
         weights=np.stack([r.weights for r in fitted]), std=np.stack([r.std for r in fitted]),
-        relative_error=error, used=verdict.used and agree, why=_why(verdict, agree),
+        relative_error=error, used=verdict.used, why=verdict.why,
         fit=f"rows are known to {100 * error.min():.0f} to {100 * error.max():.0f} % (L2)",
     )  # fmt: skip
-
-
-_DISAGREE = "the images agree too little for any of it to be used"
-
-
-def _why(verdict: Verdict, agree: bool) -> str:
-    return verdict.why if agree else _DISAGREE
 
 
 def _words(explained: FloatArray) -> str:
