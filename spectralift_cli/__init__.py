@@ -25,8 +25,11 @@ _API = {
         "spectralift_cli.core.stages",
     ),
     **dict.fromkeys(
-        ("SynthConfig", "TrainConfig", "InferConfig", "MetricsConfig"),
+        ("SynthConfig", "TrainConfig", "InferConfig", "RefineConfig", "MetricsConfig"),
         "spectralift_cli.core.config",
+    ),
+    **dict.fromkeys(
+        ("refine", "infer_refined", "RefineInputs"), "spectralift_cli.core.refining"
     ),
     **dict.fromkeys(
         ("open_cube", "create_cube", "read_cube", "write_cube"), "spectralift_cli.core.formats"
@@ -44,12 +47,19 @@ __all__ = ["__version__", *_API]  # names resolved by __getattr__
 
 if TYPE_CHECKING:
     from spectralift_cli.core.checkpoint import Checkpoint, load_checkpoint
-    from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
+    from spectralift_cli.core.config import (
+        InferConfig,
+        MetricsConfig,
+        RefineConfig,
+        SynthConfig,
+        TrainConfig,
+    )
     from spectralift_cli.core.convert import convert
     from spectralift_cli.core.cube import Cube, CubeMeta
     from spectralift_cli.core.errors import SpectraliftError, SpectraliftWarning
     from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.refining import RefineInputs, infer_refined, refine
     from spectralift_cli.core.samples import write_sample
     from spectralift_cli.core.scene import Scene, open_scene
     from spectralift_cli.core.stages import (

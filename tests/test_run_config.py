@@ -48,12 +48,12 @@ WRONG = [
     ({"synthetic": False, "lr_hsi_file": "a", "hr_msi_file": "b"}, (), "num_bands_msi"),
     ({"train": {"epochs": 5}}, (), "schema"),
     ({}, ("train.epoch=5",), "did you mean train.epochs?"),
-    ({}, ("refine.steps=5",), "not part of a run"),
+    ({}, ("report.steps=5",), "not part of a run"),
 ]
 WRONG_NATIVE = [
     ({"schema": "spectralift.run/2"}, (), "spectralift.run/1"),
     ({"trian": {}}, (), "did you mean train?"),
-    ({"refine": {}}, (), "not part of a run"),
+    ({"report": {}}, (), "not part of a run"),
     ({"report": None}, (), "not part of a run"),
     ({}, ("epochs=5",), "did you mean train.epochs?"),
     ({"train": {"init_rl": 1}}, (), "did you mean train.init_lr?"),
