@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # text of help and tables must not depend on the terminal that make was started in
 export COLUMNS := 100
 
-.PHONY: help demo test lint bench bench-accuracy completions clean
+.PHONY: help demo test lint bench bench-accuracy fuzz completions clean
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
@@ -35,6 +35,9 @@ bench: $(STAMP) ## measure speed and memory; BENCH=name runs one, BENCH_DIR=fold
 
 bench-accuracy: $(STAMP) ## accuracy of auto against paper; SPECTRALIFT_SCENES=folder adds scenes to Indian Pines
 	$(BIN)/python -m tests.bench.accuracy --csv accuracy.csv --table examples/accuracy.md
+
+fuzz: $(STAMP) ## mutate files of every kind and read them, FUZZ_SECONDS=600 a kind, TARGET=names
+	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),600) $(TARGET)
 
 completions: $(STAMP) ## write the completion scripts
 	_SPECTRALIFT_COMPLETE=source_bash $(BIN)/spectralift > completions/spectralift.bash

@@ -28,9 +28,7 @@ _API = {
         ("SynthConfig", "TrainConfig", "InferConfig", "RefineConfig", "MetricsConfig"),
         "spectralift_cli.core.config",
     ),
-    **dict.fromkeys(
-        ("refine", "infer_refined", "RefineInputs"), "spectralift_cli.core.refining"
-    ),
+    **dict.fromkeys(("refine", "infer_refined", "RefineInputs"), "spectralift_cli.core.refining"),
     **dict.fromkeys(
         ("open_cube", "create_cube", "read_cube", "write_cube"), "spectralift_cli.core.formats"
     ),
@@ -39,6 +37,8 @@ _API = {
     **dict.fromkeys(("Checkpoint", "load_checkpoint"), "spectralift_cli.core.checkpoint"),
     **dict.fromkeys(("SpectraliftError", "SpectraliftWarning"), "spectralift_cli.core.errors"),
     "ResponseChoice": "spectralift_cli.core.pairs",
+    **dict.fromkeys(("estimate", "EstimateInputs"), "spectralift_cli.core.estimation.estimate"),
+    **dict.fromkeys(("Estimate", "read_estimate"), "spectralift_cli.core.estimation.result"),
     "write_sample": "spectralift_cli.core.samples",
     "convert": "spectralift_cli.core.convert",
 }
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from spectralift_cli.core.convert import convert
     from spectralift_cli.core.cube import Cube, CubeMeta
     from spectralift_cli.core.errors import SpectraliftError, SpectraliftWarning
+    from spectralift_cli.core.estimation.estimate import EstimateInputs, estimate
+    from spectralift_cli.core.estimation.result import Estimate, read_estimate
     from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
     from spectralift_cli.core.pairs import ResponseChoice
     from spectralift_cli.core.refining import RefineInputs, infer_refined, refine

@@ -19,12 +19,15 @@ from typer.core import TyperGroup
 from spectralift_cli import __version__
 from spectralift_cli.commands import (
     convert,
+    estimate,
     infer,
     info,
     metrics,
+    quicklook,
     refine,
     run,
     sample,
+    srf,
     synth,
     train,
 )
@@ -125,9 +128,10 @@ app = typer.Typer(
 
 for _command in (
     sample.sample, info.info, convert.convert, synth.synth, train.train, infer.infer,
-    refine.refine, metrics.metrics, run.run,
+    estimate.estimate, refine.refine, metrics.metrics, quicklook.quicklook, run.run,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(srf.app)
 
 
 def _print_version(value: bool) -> None:

@@ -299,7 +299,10 @@ def test_a_prior_is_refused_for_an_image_of_another_area(tmp_path: Path) -> None
     other = write(tmp_path / "other.npy", np.zeros((64, 48, 2), np.float32))
     with pytest.raises(DataError, match="cannot show the area"):
         stages.infer(tmp_path / "m.safetensors", other, tmp_path / "x.npy")
-    far = write(tmp_path / "far.npy", np.full((48, 64, 2), 99, np.float32))
-    with pytest.warns(SpectraliftWarning, match="far outside"):
+    far = write(tmp_path / "far.npy", np.full((48, 64, 2), 12, np.float32))
+    with (
+        pytest.warns(SpectraliftWarning, match="far outside"),
+        pytest.warns(SpectraliftWarning, match="radiometry is far"),
+    ):
         result = stages.infer(tmp_path / "m.safetensors", far, tmp_path / "y.npy")
     assert result.beyond == 48 * 64

@@ -19,7 +19,10 @@ from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "numpy", "rasterio", "h5py", "scipy", "matplotlib", "tifffile", "zarr", "yaml")
-COMMANDS = tuple(command.callback.__name__ for command in app.registered_commands)
+COMMANDS = (
+    *(command.callback.__name__ for command in app.registered_commands),
+    *(group.typer_instance.info.name for group in app.registered_groups),
+)
 
 
 def two_lines(text: str) -> bool:

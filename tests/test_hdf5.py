@@ -349,3 +349,18 @@ def test_abandoned_writer_leaves_no_file(tmp_path: Path) -> None:
         writer.write(slice(0, 2), VALUES[:2])
     writer.abort()  # once more does no harm
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_root_and_names_that_are_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple((2, 2, 2))
+        h5py.h5d.create(file.id, b"\xff\xfe", h5py.h5t.NATIVE_INT16, space)
+    with pytest.raises(DataError, match="its name is not UTF-8"):
+        open_cube(path)
+    with h5py.File(path, "a") as file:
+        file["cube"] = np.zeros((2, 2, 2))
+    assert read_cube(path).meta.shape == (2, 2, 2)
+    path.write_bytes(path.read_bytes().replace(b"HEAP", b"heap"))
+    with pytest.raises(DataError, match="cannot be read"):
+        open_cube(path)

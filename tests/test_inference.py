@@ -107,7 +107,9 @@ def test_output_has_the_msis_place_and_the_hsis_bands(tmp_path: Path) -> None:
     assert meta.provenance is not None
     step = meta.provenance["steps"][-1]
     assert step["inputs"]["model"] == checkpoint.identity()
-    assert step["options"] == {"clip": "none", "precision": "fp32", "dtype": "float32"}
+    assert step["options"] == {
+        "clip": "none", "precision": "fp32", "drop_bad_bands": False, "dtype": "float32"
+    }  # fmt: skip
     assert done[-1] == (6, 6)
     assert result.pixels == 24
     np.testing.assert_allclose(cube.values, expected_units(checkpoint, msi.values), atol=1e-5)
@@ -218,7 +220,7 @@ def test_bands_left_out_of_training_are_nodata(tmp_path: Path) -> None:
 def test_errors_name_both_sides(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(5, 3)
     msi = Cube.of(random_msi(4, 4, 4))
-    with pytest.raises(DataError, match=r"has 4 bands but the model takes 3 \(a, b, c\)"):
+    with pytest.raises(DataError, match=r"has 4 bands, but the model takes 3: a, b, c"):
         run(tmp_path, checkpoint, msi)
     good = Cube.of(random_msi(4, 4, 3))
     with pytest.raises(DataError, match="complex64 is not a type"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,20 @@ def test_the_state_of_a_killed_training_is_not_lost_by_starting_again(
     assert state.read_bytes() == b"hours of work"
     assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
     assert not state.exists()
+
+
+def test_an_interrupted_training_says_how_it_goes_on(made: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    words = ["train", made / "scene", "-o", model, "--preset", "paper", "--epochs", 10**6]
+    command = [sys.executable, "-m", "spectralift_cli", *map(str, words), "--save-every", "0.1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not Path(f"{model}.state").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"{model}.state keeps the training: --resume continues it" in stderr
 
 
 def test_dry_runs_write_nothing(made: Path, tmp_path: Path) -> None:

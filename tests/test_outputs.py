@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from spectralift_cli.app import app
 from spectralift_cli.core.cube import Cube
 from spectralift_cli.core.errors import DataError, OutputExistsError
 from spectralift_cli.core.formats import FORMATS, create_cube, open_cube, read_cube, write_cube
 from spectralift_cli.core.outputs import Staging, write_text
+from spectralift_cli.core.scene import create_scene
 
 OLD = Cube.of(np.full((6, 5, 3), 7, np.int16), wavelengths_nm=[400.0, 500.0, 600.0])
 NEW = Cube.of(np.full((8, 5, 3), 9, np.int16), wavelengths_nm=[410.0, 510.0, 610.0])
@@ -238,6 +241,20 @@ def test_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
         write_cube(path, NEW, overwrite=True)
     assert (path / "chapter1.tex").read_text() == "years of work"
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.zarr"]
+
+
+def test_scene_and_run_do_not_replace_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+    notes = tmp_path / "thesis" / "chapter1.tex"
+    notes.parent.mkdir()
+    notes.write_text("years of work")
+    with pytest.raises(DataError, match="neither empty nor one of ours"):
+        create_scene(notes.parent, overwrite=True)
+    write_cube(tmp_path / "x.npy", OLD)
+    words = ["run", "--set", f"synth.cube={tmp_path / 'x.npy'}", "-o", str(notes.parent)]
+    done = CliRunner().invoke(app, [*words, "--overwrite"])
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "neither empty nor one of ours" in done.stderr
+    assert notes.read_text() == "years of work"
 
 
 @pytest.mark.parametrize("name", ["scene.json", "run.json"])

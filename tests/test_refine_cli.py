@@ -76,6 +76,33 @@ def test_loose_files_give_what_the_scene_gives(made: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(first, np.load(tmp_path / "c.npy"))
 
 
+def test_an_estimate_gives_kernel_shift_and_gain(made: Path, tmp_path: Path) -> None:
+    """The HR-MSI is 10 % too dark and the PSF unknown: what estimate finds is as good as the truth."""
+    scene = made / "scene"
+    dark = read_cube(scene / "hr_msi.h5")
+    write_cube(tmp_path / "dark.npy", Cube.of((dark.values * 0.9).astype(np.float32)))
+    files = ("--lr-hsi", scene / "lr_hsi.h5", "--hr-msi", tmp_path / "dark.npy",
+             "--srf-file", scene / "srf.csv")  # fmt: skip
+    found = invoke("estimate", *files, "-o", tmp_path / "est.json")
+    assert found.exit_code == 0, found.stderr
+    used = json.loads((tmp_path / "est.json").read_text())
+    assert used["gain"]["used"] is True
+    truth = read_cube(scene / "gt.h5").values
+    errors = {}
+    for name, words in (("plain", ()), ("estimate", ("--estimate", tmp_path / "est.json"))):
+        out = tmp_path / f"{name}.npy"
+        done = invoke("refine", made / "sharp.npy", *files, *words, "-o", out)
+        assert done.exit_code == 0, done.stderr
+        errors[name] = float(np.sqrt(np.mean((np.load(out) - truth) ** 2)))
+    with open_cube(tmp_path / "estimate.npy") as out_cube:
+        assert out_cube.meta.provenance is not None
+        assert "estimate" in out_cube.meta.provenance["steps"][-1]["inputs"]
+    assert errors["estimate"] < errors["plain"]
+    both = invoke("refine", made / "sharp.npy", *files, "--estimate", tmp_path / "est.json",
+                  "--psf-file", scene / "psf.csv", "-o", tmp_path / "o.npy")  # fmt: skip
+    assert both.exit_code == 2
+
+
 def test_infer_refines_at_once(made: Path, tmp_path: Path) -> None:
     refined = invoke(
         "refine", made / "sharp.npy", "--scene", made / "scene", "-o", tmp_path / "a.npy"

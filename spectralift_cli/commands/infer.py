@@ -23,6 +23,7 @@ def infer(
     ],
     output: options.OutputCube,
     config: InferConfig,
+    estimate: options.Estimate = None,
     refine: Annotated[
         bool,
         typer.Option(
@@ -100,13 +101,15 @@ def infer(
         raise typer.BadParameter("--lr-hsi and --psf-file say how to refine: give --refine, too")
 
     from spectralift_cli.core import refining, stages
+    from spectralift_cli.core.placement import placement_json
 
     reading = stages.Reading(var, axis_order, None, memory_bytes)
     stored = stages.Storage(dtype, scale, offset, nodata, creation)
     if dry_run:
         plan = stages.plan_infer(
             model, image, stored=stored, batch_size=inference_batch_size, reading=reading,
-            execution=stages.Execution(device, threads),
+            execution=stages.Execution(device, threads), drop_bad_bands=config.drop_bad_bands,
+            estimate=estimate,
         )  # fmt: skip
         shape = "x".join(map(str, plan.meta.shape))
         rows = [
@@ -115,10 +118,13 @@ def infer(
             ("at a time", f"{plan.batch_size:,} pixels on {plan.workers} threads"),
             ("memory", f"{plan.memory_bytes / 1e6:,.0f} MB besides PyTorch itself"),
         ]
+        if plan.placement is not None:
+            rows.append(("placement", str(plan.placement)))
         data = {
             "shape": list(plan.meta.shape), "dtype": plan.meta.dtype.name,
             "size_bytes": plan.meta.nbytes, "batch_size": plan.batch_size,
             "workers": plan.workers, "memory_bytes": plan.memory_bytes, "device": plan.device,
+            "placement": placement_json(plan.placement),
         }  # fmt: skip
         return Result(data={"plan": data}, table=table(rows))
     if refine:
@@ -126,7 +132,8 @@ def infer(
             both = refining.infer_refined(
                 model, image, output, config,
                 inputs=refining.refine_inputs(
-                    model, image, lr_hsi=lr_hsi, psf_file=psf_file, reading=reading
+                    model, image, lr_hsi=lr_hsi, psf_file=psf_file, estimate=estimate,
+                    reading=reading,
                 ),
                 stored=stored, batch_size=inference_batch_size, reading=reading,
                 execution=stages.Execution(device, threads, progress), overwrite=overwrite,
@@ -137,9 +144,19 @@ def infer(
         result = stages.infer(
             model, image, output, config, stored=stored, batch_size=inference_batch_size,
             reading=reading, execution=stages.Execution(device, threads, progress),
-            overwrite=overwrite,
+            overwrite=overwrite, estimate=estimate,
         )  # fmt: skip
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
+    place = placement_json(result.placement)
+    if result.placement is not None and place is not None:
+        console.say(str(result.placement))
+        covered = place["hr_pixels_covered"]
+        if covered != result.pixels:
+            console.say(f"the LR-HSI covers {covered:,} of {result.pixels:,} pixels")
     return Result(
-        outputs=result.files, data={"counts": {name: getattr(result, name) for name in counts}}
+        outputs=result.files,
+        data={
+            "counts": {name: getattr(result, name) for name in counts},
+            "placement": place,
+        },
     )

@@ -18,7 +18,7 @@ def info(
     console: Console,
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PATH...", help="Cubes, scenes, checkpoints or SRF tables."),
+        typer.Argument(metavar="PATH...", help="Cubes, scenes, runs, checkpoints, SRFs, PSFs."),
     ] = None,
     show_formats: Annotated[
         bool, typer.Option("--formats", help="List the formats and their creation options.")
@@ -33,7 +33,8 @@ def info(
 ) -> Result:
     """Describe cubes (shape, type, wavelengths, nodata, georeference, statistics) and other files.
 
-    Scenes, checkpoints (.safetensors) and SRF tables (.csv, .tsv, .txt) are described too.
+    Scenes, folders of runs, checkpoints (.safetensors), and tables of an SRF or a PSF (.csv, .tsv,
+    .txt) are described too.
     """
     if show_formats:
         return Result(data={"formats": [_format_row(f) for f in FORMATS]}, table=_formats_table())
@@ -42,6 +43,7 @@ def info(
     memory_bytes = options.parse_size(memory)
 
     from spectralift_cli.core import describe
+    from spectralift_cli.core.describe_run import describe_run, is_run
     from spectralift_cli.core.formats import open_cube
     from spectralift_cli.core.scene import is_scene
 
@@ -50,12 +52,15 @@ def info(
         ending = path.suffix.lower()
         if is_scene(path):
             items.append(describe.describe_scene(path))
+        elif is_run(path):
+            items.append(describe_run(path))
         elif ending == ".safetensors":
             items.append(describe.describe_checkpoint(path))
         elif ending in (".csv", ".tsv", ".txt"):
+            from spectralift_cli.core.formats.kernels import describe_psf
             from spectralift_cli.core.sensors.srf import describe_srf
 
-            items.append(describe_srf(path))
+            items.append(describe_psf(path) or describe_srf(path))
         else:
             reader = open_cube(
                 path, var=var, axis_order=axis_order, wavelengths=wavelengths, allow_2d=True,
@@ -94,12 +99,34 @@ def _checkpoint_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("to", f"{used}, {_range(item['wavelengths_nm'], 'nm')}"),
         ("SRF", item["srf_source"]),
         ("scaling", f"{item['scaling']['lo']:g} to {item['scaling']['hi']:g} becomes 0 to 1"),
+        ("CRS", item["crs"] or ""),
+        ("bounds", _bounds(item)),
+        ("shift", _shift(item)),
+        ("radiometry", _radiometry(item)),
         ("trained", ", ".join(f"{k} {v}" for k, v in item["train"].items() if v is not None)),
         ("chosen", item["choice"]),
         ("scores", ", ".join(scores)),
     ]
     rows = [row for row in rows if row[1]]
     return [*rows, *_made_by(item)]
+
+
+def _bounds(item: Mapping[str, Any]) -> str:
+    box = item["bounds"]
+    return f"{' '.join(f'{v:.10g}' for v in box)}  (W S E N of the LR-HSI)" if box else ""
+
+
+def _shift(item: Mapping[str, Any]) -> str:
+    down, across = item["shift_px"]
+    return f"{down:g} rows, {across:g} columns of the LR-HSI" if down or across else ""
+
+
+def _radiometry(item: Mapping[str, Any]) -> str:
+    found = item["radiometry"]
+    if found is None:
+        return ""
+    lines = zip(item["msi_bands"], found["gain"], found["offset"], strict=True)
+    return ", ".join(f"{name} x {gain:.5g} + {offset:.5g}" for name, gain, offset in lines)
 
 
 def _srf_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -115,6 +142,31 @@ def _srf_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
     if item["source"]:
         rows.append(("source", item["source"]))
     return rows
+
+
+def _psf_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    centroid, sigma = item["centroid_px"], item["sigma_px"]
+    widths = ["none" if value is None else f"{value:.4g}" for value in sigma]
+    return [
+        ("path", item["path"]),
+        ("kind", f"point spread function, {item['size']} x {item['size']} HR pixels"),
+        ("values", f"{item['min']:.4g} to {item['max']:.4g}, sum {item['sum']:.9g}"),
+        ("centroid", f"{centroid[0]:+.4f} rows, {centroid[1]:+.4f} cols from the centre"),
+        ("std", f"{widths[0]} rows, {widths[1]} cols"),
+    ]
+
+
+def _run_rows(item: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("path", item["path"]), ("kind", f"run, config {item['config']}")]
+    taken = [s for s in item["stages"] if isinstance(s, dict)]
+    rows.append(("stages", ", ".join(f"{s.get('stage')} {s.get('seconds')} s" for s in taken)))
+    model = item["model"]
+    chosen = model.get("choice") or model.get("name")
+    rows.append(("model", f"{chosen}, from {model.get('lr_pixels')} LR pixels"))
+    rows.append(
+        ("image", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in item["image"].items()))
+    )
+    return rows + [(str(role), str(name)) for role, name in item["outputs"].items()]
 
 
 def _made_by(item: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -202,6 +254,8 @@ _ROWS: Mapping[str, Callable[[Mapping[str, Any]], list[tuple[str, str]]]] = {
     "scene": _scene_rows,
     "checkpoint": _checkpoint_rows,
     "srf": _srf_rows,
+    "psf": _psf_rows,
+    "run": _run_rows,
 }
 
 
@@ -211,6 +265,9 @@ def _format_row(row: Any) -> dict[str, Any]:
         "help": row.help,
         "suffixes": list(row.suffixes),
         "reads_rows": row.reads_rows,
+        "loaded_whole": row.loaded_whole or None,
+        "comes_as": list(row.comes_as),
+        "writes": bool(row.creator),
         "writes_rows": row.writes_rows,
         "dtypes": list(row.dtypes),
         "loses": sorted(ALL_FIELDS - row.holds),
@@ -222,8 +279,16 @@ def _format_row(row: Any) -> dict[str, Any]:
 def _formats_table() -> str:
     rows = [("format", "endings", "streams", "what it is")]
     for row in FORMATS:
-        ways = [w for w, can in (("read", row.reads_rows), ("write", row.writes_rows)) if can]
+        read = f"read (not {row.loaded_whole})" if row.loaded_whole else "read"
+        ways = [w for w, can in ((read, row.reads_rows), ("write", row.writes_rows)) if can]
         needs = f" (needs the extra {row.extra})" if row.extra else ""
-        rows.append((row.name, " ".join(row.suffixes), ", ".join(ways) or "no", row.help + needs))
+        rows.append(
+            (
+                row.name,
+                " ".join(row.suffixes) or "by content",
+                ", ".join(ways) or "no",
+                row.help + needs,
+            )
+        )
     creation = [(f"--co {o.name}=", f.name, o.help) for f in FORMATS for o in f.options]
     return table(rows, header=True) + "\n\n" + table(creation)

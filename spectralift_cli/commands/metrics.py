@@ -26,6 +26,19 @@ def metrics(
     per_band: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Also write the scores of every band.")
     ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write maps of SAM and RMSE (GeoTIFF, PNG) and curves over bands (PNG).",
+        ),
+    ] = None,
+    maps_like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Take the colour bars of other maps, to compare with them."
+        ),
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(metavar="METRIC=VALUE", help="Exit 5 if a score is lower; may be repeated."),
@@ -49,12 +62,12 @@ def metrics(
     reading = stages.Reading(memory_bytes=memory_bytes)
     with console.progress("metrics") as progress:
         scores = stages.evaluate(
-            reference, prediction, config, per_band_file=per_band, reading=reading,
-            overwrite=overwrite, progress=progress,
+            reference, prediction, config, per_band_file=per_band,
+            maps_folder=maps, maps_like=maps_like, reading=reading, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     document = scores.to_json()
     return Result(
-        side_files=[per_band] if per_band else [],
+        side_files=[path for path in (per_band, maps) if path is not None],
         data=document,
         table=score_table(document),
         failures=scores.failures(checks),

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from spectralift_cli.core.formats import FORMATS, find_format
+from spectralift_cli.core.sensors import SENSORS
 
 _SUFFIXES = ", ".join(suffix for row in FORMATS for suffix in row.suffixes[:1])
 READING = "Reading"
@@ -84,8 +85,46 @@ SrfFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE", show_default=False,
-        help="Spectral response: curves (first column wavelength_nm or _um) or weights over the "
-        "bands (.csv, .npy, .mat); - is stdin.",
+        help="Spectral response: curves (first column wavelength_nm or _um; .sli, .flt, .npz, .mat) "
+        "or weights over the bands (.csv, .npy, .mat); - is stdin.",
+    ),
+]  # fmt: skip
+
+
+def complete_sensor(incomplete: str) -> list[tuple[str, str]]:
+    """Return the built-in sensors whose names start with what was typed."""
+    start = incomplete.lower()
+    return [(name, row.help) for name, row in SENSORS.items() if name.startswith(start)]
+
+
+Sensor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:BAND,...]", show_default=False, autocompletion=complete_sensor,
+        help="Built-in sensor (`srf list`), with the image's bands in its order where its band "
+        "names do not tell: sentinel-2a:B2,B3,B4,B8.",
+    ),
+]  # fmt: skip
+MsiBands = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CENTRE:FWHM,...", show_default=False,
+        help="The MSI's bands as Gaussians in nm: 480:65,560:35,665:30.",
+    ),
+]  # fmt: skip
+DropUncoveredBands = Annotated[
+    bool,
+    typer.Option(
+        "--drop-uncovered-bands",
+        help="Drop MSI bands that the cube's wavelengths cover less than half.",
+    ),
+]
+RESPONSES = ("srf_file", "sensor", "msi_bands")
+Estimate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="JSON", show_default=False,
+        help="What `estimate` found between the two images: what it marks as used applies.",
     ),
 ]  # fmt: skip
 SceneOption = Annotated[
@@ -191,6 +230,20 @@ def refuse_replaced(given: Collection[str], option: str, replaced: Sequence[str]
             f"--{unused[0].replace('_', '-')} does not apply: "
             f"--{option.replace('_', '-')} replaces it"
         )
+
+
+def refuse_several_responses(given: Collection[str], replaced: Sequence[str]) -> None:
+    """Refuse more than one of `--srf-file`, `--sensor` and `--msi-bands`, or what each replaces.
+
+    Args:
+        given: the parameters that the user gave a value.
+        replaced: the parameters that each of them replaces.
+
+    Raises:
+        typer.BadParameter: both are given.
+    """
+    for i, name in enumerate(RESPONSES):
+        refuse_replaced(given, name, (*RESPONSES[i + 1 :], *replaced))
 
 
 def only_scene(argument: Path | None, option: Path | None) -> Path | None:

@@ -22,6 +22,8 @@ def synth(
     config: SynthConfig,
     psf_file: options.PsfFile = None,
     srf_file: options.SrfFile = None,
+    sensor: options.Sensor = None,
+    msi_bands: options.MsiBands = None,
     cube_format: Annotated[
         str, typer.Option("--format", metavar="ENDING", help="Format of the cubes in the scene.")
     ] = "h5",
@@ -35,8 +37,8 @@ def synth(
     """Degrade a sharp cube into LR-HSI and HR-MSI, with SRF, PSF and ground truth."""
     memory_bytes = options.parse_size(memory)
     options.refuse_replaced(console.given, "psf_file", ("psf_type", "sigma", "kernel_size"))
-    options.refuse_replaced(
-        console.given, "srf_file", ("num_msi_bands", "fwhm_factor", "srf_wavelengths")
+    options.refuse_several_responses(
+        console.given, ("num_msi_bands", "fwhm_factor", "srf_wavelengths")
     )
 
     from spectralift_cli.core import stages
@@ -45,8 +47,8 @@ def synth(
     with options.stdin_as_file(srf_file) as srf_path:
         if dry_run:
             plan = stages.plan_synth(
-                cube, config, psf_file=psf_file, srf_file=srf_path, cube_format=cube_format,
-                reading=reading,
+                cube, config, psf_file=psf_file, srf_file=srf_path, sensor=sensor,
+                msi_bands=msi_bands, cube_format=cube_format, reading=reading,
             )  # fmt: skip
             cubes = {"gt": plan.gt, "hr_msi": plan.hr_msi, "lr_hsi": plan.lr_hsi}
             data = {
@@ -75,8 +77,9 @@ def synth(
             return Result(data=data, table=table(rows))
         with console.progress(f"synth {cube.name}") as progress:
             scene = stages.synth(
-                cube, output, config, psf_file=psf_file, srf_file=srf_path, cube_format=cube_format,
-                reading=reading, overwrite=overwrite, progress=progress,
+                cube, output, config, psf_file=psf_file, srf_file=srf_path, sensor=sensor,
+                msi_bands=msi_bands, cube_format=cube_format, reading=reading, overwrite=overwrite,
+                progress=progress,
             )  # fmt: skip
         files = [scene.folder / name for name in sorted(scene.roles.values())]
         return Result(outputs=[output, *files], data={"recipe": dict(scene.recipe)})

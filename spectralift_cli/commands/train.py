@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,9 @@ from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command
 from spectralift_cli.core.config import SynthConfig, TrainConfig
 from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.training import TrainingPlan
 
 _INPUTS = "Loose files"
 _COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
@@ -37,10 +42,13 @@ def train(
         typer.Option(
             metavar="FILE",
             rich_help_panel=_INPUTS,
-            help="Sharp multispectral image; its bands are checked against the response.",
+            help="Sharp multispectral image: its bands, place and units are checked; its band names "
+            "choose a sensor's bands, its wavelengths and FWHM make the response where no option does.",
         ),
     ] = None,
     srf_file: options.SrfFile = None,
+    sensor: options.Sensor = None,
+    msi_bands: options.MsiBands = None,
     num_msi_bands: Annotated[
         int | None,
         typer.Option(
@@ -61,6 +69,7 @@ def train(
             help="A documented band's Gaussian std is (high edge - low edge) / factor.",
         ),
     ] = None,
+    estimate: options.Estimate = None,
     drop_uncovered_bands: Annotated[
         bool,
         typer.Option(
@@ -98,33 +107,35 @@ def train(
     The preset auto fits several models to a part of the LR pixels, weighs them by their error on
     the others, and fits them again to all. It needs neither the HR-MSI nor a ground truth.
 
-    Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --srf-file, or
-    --num-msi-bands for a documented sensor.
+    Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --sensor, --msi-bands,
+    --srf-file, or --num-msi-bands for a documented sensor; none of them where the file of --hr-msi
+    has wavelengths and FWHM.
     """
     memory_bytes = options.parse_size(memory)
-    options.refuse_replaced(console.given, "srf_file", ("num_msi_bands", "fwhm_factor"))
+    options.refuse_several_responses(console.given, ("num_msi_bands", "fwhm_factor"))
 
     from spectralift_cli.core import stages
     from spectralift_cli.core.pairs import ResponseChoice
 
     with options.stdin_as_file(srf_file) as srf_path:
         response = ResponseChoice(
-            srf_file=srf_path, num_msi_bands=num_msi_bands,
+            srf_file=srf_path, sensor=sensor, msi_bands=msi_bands, num_msi_bands=num_msi_bands,
             fwhm_factor=SynthConfig.fwhm_factor if fwhm_factor is None else fwhm_factor,
             drop_uncovered_bands=drop_uncovered_bands,
         )  # fmt: skip
         inputs = stages.TrainInputs(
             scene=options.only_scene(scene, scene_option), lr_hsi=lr_hsi, hr_msi=hr_msi,
             response=response, reading=stages.Reading(var, axis_order, wavelengths, memory_bytes),
+            estimate=estimate,
         )  # fmt: skip
         if dry_run:
             plan = stages.plan_train(inputs, config)
-            return Result(data={"plan": plan.__dict__}, table=str(plan))
-        with console.progress("train") as progress:
+            return Result(data={"plan": plan.to_json()}, table=_told(plan))
+        with _telling_of_resume(console, output), console.progress("train") as progress:
             trained = stages.train(
                 inputs, output, config, history_file=history,
                 execution=stages.Execution(device, threads, progress),
-                announce=lambda plan: console.say(str(plan)),
+                announce=lambda plan: console.say(_told(plan)),
                 resume=resume, save_every_s=save_every, overwrite=overwrite,
             )  # fmt: skip
         if trained.checkpoint.choice:
@@ -133,9 +144,27 @@ def train(
         return Result(
             outputs=outputs,
             data={
-                "plan": trained.plan.__dict__,
+                "plan": trained.plan.to_json(),
                 "model": trained.checkpoint.model_name,
                 "choice": trained.checkpoint.choice,
                 "scores": dict(trained.checkpoint.scores),
             },
         )
+
+
+@contextlib.contextmanager
+def _telling_of_resume(console: Console, output: Path) -> Iterator[None]:
+    """Say how an interrupted training goes on, if it kept its state."""
+    try:
+        yield
+    except BaseException as stop:
+        from spectralift_cli.core.fitstate import state_path_of
+
+        # an interrupt or SIGTERM; errors have hints of their own
+        if not isinstance(stop, Exception) and state_path_of(output).exists():
+            console.say(f"{state_path_of(output)} keeps the training: --resume continues it")
+        raise
+
+
+def _told(plan: TrainingPlan) -> str:
+    return str(plan) if plan.placement is None else f"{plan.placement}\n{plan}"

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from spectralift_cli.core.config import TrainConfig, from_json, to_json
-from spectralift_cli.core.cube import BoolArray, CubeMeta
+from spectralift_cli.core.cube import BoolArray, CubeMeta, FloatArray
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats.arrays import meta_from_json, meta_to_json
+from spectralift_cli.core.levels import PERCENTS
 from spectralift_cli.core.models.base import SpectralModel, build_model
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_bytes
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.tensorfile import dump_tensors, load_tensors
 
@@ -45,13 +47,21 @@ class Checkpoint:
         train_config: how it was trained.
         srf: (M, B) response that made the LR-MSI it was trained on.
         hsi: the LR-HSI's metadata: its shape (rows, cols, B), stored type, wavelengths, FWHM, bad
-            bands, band names, nodata, scale and offset; without georeference and provenance.
+            bands, band names, nodata, scale, offset and georeference; without provenance.
         used_bands: (B,) which bands the network gives; the others come out as nodata.
         scaling: units to the network's range, for both images.
         auto_clip: the range in units that `clip = auto` means, or None for the output type's.
         scores: numbers about the training: pixels, epochs, loss, validation errors.
         choice: what the training chose and why, in words; "" where it had no choice.
         provenance: how it was made, or None.
+        radiometry: (M,) gain and offset that bring the HR-MSI into the LR-HSI's radiometry before
+            anything else; None for none.
+        shift_px: (rows, cols) displacement of the LR-HSI's content in LR pixels, see
+            `Placement.shifted`.
+        shares_extent: whether the LR-HSI and its HR-MSI show the same ground to the edge though
+            the ratio of their sizes need not be whole, as in the published protocol.
+        levels: (M, 5) `PERCENTS` of the LR-MSI in units, to recognise an MSI in others; None if
+            unknown.
 
     Raises:
         DataError: the parts do not fit each other.
@@ -69,6 +79,10 @@ class Checkpoint:
     scores: Mapping[str, float | int] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
     choice: str = ""
+    radiometry: Radiometry | None = None
+    shift_px: tuple[float, float] = (0.0, 0.0)
+    shares_extent: bool = False
+    levels: FloatArray | None = None
 
     def __post_init__(self) -> None:
         bands = self.hsi.bands
@@ -76,6 +90,22 @@ class Checkpoint:
             raise DataError(
                 f"the checkpoint's SRF has {self.srf.num_hsi_bands} bands and its list of used "
                 f"bands {self.used_bands.size}, but its LR-HSI has {bands}",
+                _DAMAGED,
+            )
+        if self.radiometry is not None and self.radiometry.bands != self.msi_bands:
+            raise DataError(
+                f"the radiometry is that of {self.radiometry.bands} MSI bands, the model takes "
+                f"{self.msi_bands}",
+                "estimate it again from the images that the model is trained on",
+            )
+        if not np.isfinite(self.shift_px).all():
+            raise DataError(f"the shift {self.shift_px} is not finite", _DAMAGED)
+        expected_levels = (self.msi_bands, len(PERCENTS))
+        if self.levels is not None and (
+            self.levels.shape != expected_levels or not np.isfinite(self.levels).all()
+        ):
+            raise DataError(
+                f"the checkpoint's levels of the LR-MSI are not {expected_levels} finite numbers",
                 _DAMAGED,
             )
         if not self.used_bands.any():
@@ -126,6 +156,10 @@ class Checkpoint:
             "auto_clip": None if self.auto_clip is None else list(self.auto_clip),
             "scores": dict(self.scores),
             "choice": self.choice,
+            "radiometry": None if self.radiometry is None else self.radiometry.to_json(),
+            "shift_px": list(self.shift_px),
+            "shares_extent": self.shares_extent,
+            "levels": None if self.levels is None else self.levels.tolist(),
             "provenance": None if self.provenance is None else dict(self.provenance),
         }
         return dump_tensors(self.weights, document)
@@ -170,7 +204,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             auto_clip=_pair(document["auto_clip"]),
             scores=_numbers(document["scores"]),
             provenance=None if document["provenance"] is None else dict(document["provenance"]),
-            choice=_text(document.get("choice", "")),  # older checkpoints have none
+            # older checkpoints have none of these
+            choice=_text(document.get("choice", "")),
+            radiometry=_radiometry(document.get("radiometry")),
+            shift_px=_shift(document.get("shift_px", (0.0, 0.0))),
+            shares_extent=document.get("shares_extent", False) is True,
+            levels=_levels(document.get("levels")),
         )
     except DataError as error:
         raise DataError(f"{path}: {error.message}".replace(f"{path}: {path}", f"{path}"),
@@ -241,6 +280,19 @@ def _pair(value: Any) -> tuple[float, float] | None:
     if not low < high:
         raise ValueError(f"clip range {low} to {high}")
     return low, high
+
+
+def _radiometry(value: Any) -> Radiometry | None:
+    return None if value is None else Radiometry.from_json(dict(value))
+
+
+def _shift(value: Any) -> tuple[float, float]:
+    down, across = (float(number) for number in value)
+    return down, across
+
+
+def _levels(value: Any) -> FloatArray | None:
+    return None if value is None else np.asarray(value, dtype=np.float64)
 
 
 def _numbers(value: Any) -> dict[str, float | int]:

@@ -218,6 +218,9 @@ class InferConfig:
         "else the output type's range",
     )  # fmt: skip
     precision: str = _option("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    drop_bad_bands: bool = _option(
+        False, "leave out the bands that training left out, instead of filling them with nodata"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -293,6 +296,50 @@ class MetricsConfig:
                 f"--{unused[0].replace('_', '-')} does not apply to mode published, which fixes it",
                 "leave it out, or use --mode standard",
             )
+
+
+@dataclass(frozen=True)
+class QuicklookConfig:
+    """How a cube is drawn in colour."""
+
+    rgb: str | None = _option(
+        None, "red, green, blue (or one for grey) in nanometres, for example 650,550,450 (default: "
+        "CIE true colour, or false colour where the cube lacks the visible)",
+    )  # fmt: skip
+    bands: str | None = _option(
+        None, "red, green, blue (or one for grey) as bands, which count from 1: 29,19,9"
+    )
+    stretch: str = _option(
+        "2,98", "percentiles of the valid pixels that become black and white, of each colour its own, "
+        "which takes out haze and the colour of the light",
+    )  # fmt: skip
+    one_stretch: bool = _option(
+        False,
+        "stretch red, green and blue alike, which keeps the colours of reflectance as they are",
+    )
+    max_size: int = _option(
+        2048, "longest side of the picture; larger images are reduced by a whole factor",
+        unit="pixels", low=1, high=8192,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.percentiles  # noqa: B018  # raises for a text that is no pair of percentiles
+        if self.rgb is not None and self.bands is not None:
+            raise OptionError("--rgb and --bands exclude each other", "give one of them")
+
+    @property
+    def percentiles(self) -> tuple[float, float]:
+        """The two percentiles of `stretch`, 0 <= low < high <= 100."""
+        try:
+            low, high = (float(word) for word in self.stretch.split(","))
+        except ValueError:
+            low = high = math.nan
+        if not 0 <= low < high <= 100:
+            raise DataError(
+                f"stretch {self.stretch!r} is not two percentiles", "give LO,HI like 2,98 or 0,100"
+            )
+        return low, high
 
 
 def _clip_range(clip: str) -> tuple[float, float] | None:

@@ -134,6 +134,38 @@ class RecodedReader(CubeReader):
         self._source.close()
 
 
+class DeclaredReader(CubeReader):
+    """A reader whose stored values stand for other units than its file says.
+
+    Args:
+        source: the reader; closing this one closes it.
+        scale: stored value to unit, in place of the file's; None to keep it.
+        offset: likewise.
+    """
+
+    def __init__(self, source: CubeReader, scale: float | None, offset: float | None) -> None:
+        meta = source.meta.replace(
+            scale=source.meta.scale if scale is None else scale,
+            offset=source.meta.offset if offset is None else offset,
+        )
+        super().__init__(source.path, meta, source.layout)
+        self.format_name, self.streams = source.format_name, source.streams
+        self.block_rows, self.choices = source.block_rows, source.choices
+        self._source = source
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the source."""
+        return self._source.files
+
+    def _read(self, start: int, stop: int) -> AnyArray:
+        return self._source.read(slice(start, stop))
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
 def recode(
     reader: CubeReader,
     *,
@@ -191,6 +223,8 @@ def convert(
     scale: float | None = None,
     offset: float | None = None,
     nodata: float | None = None,
+    assign_scale: float | None = None,
+    assign_offset: float | None = None,
     options: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -208,6 +242,9 @@ def convert(
         scale: see `recode`.
         offset: see `recode`.
         nodata: see `recode`.
+        assign_scale: what the stored values stand for, where the file says otherwise or nothing:
+            they stay, the units change. Applied first.
+        assign_offset: likewise.
         options: creation options of the format.
         overwrite: replace an existing output.
         progress: called with (rows done, rows).
@@ -217,6 +254,19 @@ def convert(
         OptionError: options that exclude each other.
         OutputExistsError: the output exists and `overwrite` is false.
     """
+    if reader.swath:
+        warnings.warn(
+            f"{reader.path}: is not orthorectified, and {output} will not say so: "
+            "its rows and columns are the sensor's, not a map's",
+            SpectraliftWarning,
+            stacklevel=2,
+        )
+    if assign_scale is not None or assign_offset is not None:
+        try:
+            reader = DeclaredReader(reader, assign_scale, assign_offset)
+        except DataError:
+            reader.close()
+            raise
     with reader:
         chosen = None if bands is None else parse_bands(bands, reader.meta)
         if drop_bad_bands:
@@ -228,6 +278,7 @@ def convert(
         asked = {
             "bands": bands, "drop_bad_bands": drop_bad_bands, "window": window and list(window),
             "dtype": dtype, "scale": scale, "offset": offset, "nodata": nodata,
+            "assign_scale": assign_scale, "assign_offset": assign_offset,
         }  # fmt: skip
         recipe = {k: v for k, v in asked.items() if v is not None and v is not False}
         source: CubeReader = reader

@@ -271,11 +271,15 @@ class CubeReader(ABC):
         choices: what the user said of the file that its values or metadata depend on, JSON-ready;
             part of the provenance of whatever is made of it.
         streams: whether `read` touches little more than the rows that are asked for.
+        swath: whether rows and columns are the sensor's own rather than those of a map.
         block_rows: the number of rows that is natural to read at once.
+        row_unit: rows that are decoded together; 1 where a row costs no more than its own bytes, so
+            that rows may be skipped, all of them where it is not known.
     """
 
     format_name: str = ""
     streams: bool = True
+    swath: bool = False
 
     def __init__(self, path: Path, meta: CubeMeta, layout: Mapping[str, Any] | None = None) -> None:
         self.path = path
@@ -283,6 +287,7 @@ class CubeReader(ABC):
         self.layout: dict[str, Any] = dict(layout or {})
         self.choices: dict[str, Any] = {}
         self.block_rows = max(1, min(meta.rows, BLOCK_BYTES // max(1, meta.row_bytes)))
+        self.row_unit = meta.rows
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -293,12 +298,20 @@ class CubeReader(ABC):
     def _read(self, start: int, stop: int) -> AnyArray:
         """Return the stored values of rows start..stop, (stop - start, cols, bands)."""
 
+    def _read_bands(self, start: int, stop: int, bands: NDArray[np.intp]) -> AnyArray:
+        """Return the stored values of some bands; overridden where the others need not be read."""
+        return self._read(start, stop)[:, :, bands]
+
     @abstractmethod
     def close(self) -> None:
         """Release the file."""
 
-    def read(self, rows: slice = slice(None)) -> AnyArray:
+    def read(self, rows: slice = slice(None), bands: NDArray[np.intp] | None = None) -> AnyArray:
         """Return stored values (n, cols, bands), native byte order, of a slice of rows (step 1).
+
+        Args:
+            rows: which rows.
+            bands: 0-based indices of the bands in the wanted order; None for all.
 
         Raises:
             DataError: the file ends early or is damaged.
@@ -307,7 +320,10 @@ class CubeReader(ABC):
         if step != 1:
             raise ValueError(f"rows are read with step 1, not {step}")
         try:
-            block = self._read(start, max(start, stop))
+            stop = max(start, stop)
+            block = (
+                self._read(start, stop) if bands is None else self._read_bands(start, stop, bands)
+            )
         except OSError as error:
             raise DataError(
                 f"{self.path}: rows {start} to {stop} cannot be read ({error.strerror or error})",
@@ -495,7 +511,9 @@ class SelectedReader(CubeReader):
         super().__init__(source.path, meta, source.layout)
         self.format_name = source.format_name
         self.streams = source.streams
+        self.swath = source.swath
         self.block_rows = source.block_rows
+        self.row_unit = source.row_unit
         self.choices = source.choices
         self._source = source
         self._row = row
@@ -508,8 +526,8 @@ class SelectedReader(CubeReader):
         return self._source.files
 
     def _read(self, start: int, stop: int) -> AnyArray:
-        block = self._source.read(slice(self._row + start, self._row + stop))[:, self._cols]
-        return block if self._bands is None else block[:, :, self._bands]
+        rows = slice(self._row + start, self._row + stop)
+        return self._source.read(rows, self._bands)[:, self._cols]
 
     def close(self) -> None:
         """Close the source."""

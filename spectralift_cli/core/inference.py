@@ -39,8 +39,12 @@ from spectralift_cli.core.devices import Workers, check_threads, on_device
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import identity, provenance
+from spectralift_cli.core.levels import check_levels, sample_levels
 from spectralift_cli.core.models.base import SpectralModel
+from spectralift_cli.core.msi_bands import check_bands
 from spectralift_cli.core.output_range import OutputRange, output_meta
+from spectralift_cli.core.pairs import place_model
+from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.resources import available_memory_bytes
 
 CPU_CHUNK = 4096
@@ -59,6 +63,7 @@ class InferPlan:
         block_rows: rows read at a time.
         memory_bytes: about the most it holds, besides PyTorch itself.
         device: where it computes.
+        placement: of the model's LR-HSI on the image, where it is known.
     """
 
     meta: CubeMeta
@@ -67,6 +72,7 @@ class InferPlan:
     block_rows: int
     memory_bytes: int
     device: str
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class InferResult:
         saturated: values brought into the range of the stored type.
         moved: valid values that rounded onto nodata and moved by one count.
         beyond: pixels far outside the range of the LR pixels, held at its end.
+        placement: of the model's LR-HSI on the image, where it is known.
     """
 
     files: tuple[Path, ...]
@@ -90,6 +97,7 @@ class InferResult:
     saturated: int
     moved: int
     beyond: int = 0
+    placement: Placement | None = None
 
 
 def predict(
@@ -106,7 +114,7 @@ def predict(
     Args:
         model: with weights, on the CPU.
         msi: (N, M) float32, scaled, finite; (N, M + 2) with the pixel's row and column, as parts of
-            the image from 0 to 1, where the model needs its position.
+            the LR-HSI's height and width, where the model needs its position.
         batch_size: pixels of a chunk; None for the default of the device. Changes speed and memory,
             and the result in the last digits of a float32 at most.
         precision: fp32, or bf16 for about three digits at twice the speed or more.
@@ -123,7 +131,7 @@ def predict(
         raise DataError(
             f"MSI spectra of shape {msi.shape} do not fit a model of {model.msi_bands} MSI bands",
             f"give (pixels, {model.inputs})"
-            + (", row and column last, as parts of the image" if model.needs_position else ""),
+            + (", row and column last, as parts of the LR-HSI" if model.needs_position else ""),
         )
     device = device or torch.device("cpu")
     chunk = _chunk_size(batch_size, len(msi), device)
@@ -152,23 +160,22 @@ def plan_inference(
     batch_size: int | None = None,
     device: torch.device | None = None,
     threads: int | None = None,
+    drop_bad_bands: bool = False,
     source: object = "the MSI",
 ) -> InferPlan:
     """Return what `infer` will write and what it needs; the arguments are those of `infer`.
 
     Raises:
-        DataError: the MSI has another number of bands than the model takes; the stored type cannot
-            be written; or the batch does not fit into memory.
+        DataError: the MSI has other bands than the model takes, or cannot be placed on the LR-HSI
+            that the model holds; the stored type cannot be written; or the batch does not fit into
+            memory.
     """
-    if msi.bands != checkpoint.msi_bands:
-        names = ", ".join(checkpoint.srf.band_names)
-        raise DataError(
-            f"{source}: has {msi.bands} bands but the model takes {checkpoint.msi_bands} ({names})",
-            "choose the bands and their order: spectralift convert --bands",
-        )
-    if checkpoint.empty_model().needs_position:
-        _check_footprint(checkpoint.hsi, msi, source)
-    meta = output_meta(checkpoint, msi, dtype=dtype, scale=scale, offset=offset, nodata=nodata)
+    check_bands(msi, checkpoint.srf, checkpoint.hsi.wavelengths_nm, source, "the model")
+    placement = place_model(checkpoint, msi, source)
+    meta = output_meta(
+        checkpoint, msi, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
+        drop_bad_bands=drop_bad_bands,
+    )  # fmt: skip
     device = device or torch.device("cpu")
     chunk = _chunk_size(batch_size, msi.rows * msi.cols, device)
     workers = _worker_count(threads, msi.rows * msi.cols, chunk, device)
@@ -186,7 +193,7 @@ def plan_inference(
             f"{there / 1e6:,.0f} MB are free",
             f"use a smaller --inference-batch-size (default {CPU_CHUNK:,})",
         )
-    return InferPlan(meta, chunk, workers, block_rows, needed, str(device))
+    return InferPlan(meta, chunk, workers, block_rows, needed, str(device), placement)
 
 
 def infer(
@@ -209,7 +216,9 @@ def infer(
     """Write the sharp hyperspectral cube of an MSI.
 
     The output has the MSI's rows, columns and georeference and the LR-HSI's wavelengths, widths and
-    band names. Pixels with a hole in any MSI band are holes; so are bands left out of training.
+    band names. Pixels with a hole in any MSI band are holes; so are bands left out of training,
+    unless they are dropped. A model that holds the LR-HSI looks up each pixel where map coordinates
+    put it, beyond the LR-HSI's edges the nearest of its pixels.
     Integers are rounded to nearest; what their type cannot hold saturates and is counted; a valid
     value that rounds onto nodata moves by one count.
 
@@ -217,7 +226,7 @@ def infer(
         checkpoint: the trained inverter.
         hr_msi: the MSI, in the units of the LR-HSI.
         output: where; the ending chooses the format.
-        config: clipping and precision.
+        config: clipping, precision and what becomes of bands left out of training.
         dtype: stored type; None for the LR-HSI's if that is an integer, else float32.
         scale: stored value to unit of an integer output; None for the LR-HSI's.
         offset: likewise.
@@ -232,15 +241,21 @@ def infer(
         progress: called as progress(rows done, rows).
 
     Raises:
-        DataError: the MSI does not fit the model, a file cannot be read or written, or the network
-            gives values that are not finite.
+        DataError: the MSI does not fit the model or is in other units, a file cannot be read or
+            written, or the network gives values that are not finite.
         OutputExistsError: the output exists and `overwrite` is false.
     """
     device = device or torch.device("cpu")
     plan = plan_inference(
         checkpoint, hr_msi.meta, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
         batch_size=batch_size, device=device, threads=threads, source=hr_msi.path,
+        drop_bad_bands=config.drop_bad_bands,
     )  # fmt: skip
+    if checkpoint.levels is not None:
+        check_levels(
+            checkpoint.levels, sample_levels(hr_msi, plan.placement), checkpoint.srf.band_names,
+            hr_msi.path, hr_msi.meta.scale, checkpoint.radiometry,
+        )  # fmt: skip
     given = {"scale": scale, "offset": offset, "nodata": nodata}
     meta = plan.meta.replace(
         provenance=provenance(
@@ -262,7 +277,7 @@ def infer(
         _Engine(checkpoint.model(), plan.batch_size, config.precision, device, workers) as engine,
     ):
         tally = _Tally()
-        compute = _Compute(checkpoint, hr_msi.meta, meta, target, engine, tally)
+        compute = _Compute(checkpoint, hr_msi.meta, meta, target, engine, tally, plan.placement)
         block_rows = max(plan.block_rows, hr_msi.block_rows)
         group = _group(plan.batch_size, workers, meta.bands * meta.dtype.itemsize)
         _stream(hr_msi, block_rows, writer, compute, plan.batch_size, group, progress)
@@ -284,22 +299,9 @@ def infer(
             stacklevel=2,
         )
     return InferResult(
-        files, pixels, tally.holes, tally.clipped, tally.saturated, tally.moved, tally.beyond
-    )
-
-
-def _check_footprint(hsi: CubeMeta, msi: CubeMeta, source: object) -> None:
-    """Refuse an MSI that cannot show the area of the LR-HSI, whose pixels the model holds."""
-    down, across = msi.rows / hsi.rows, msi.cols / hsi.cols
-    # either image may lack up to a pixel of the LR-HSI at its borders
-    low, high = (hsi.rows - 1) / hsi.rows * across, hsi.rows / max(hsi.rows - 1, 1) * across
-    slack = hsi.cols / max(hsi.cols - 1, 1)
-    if not low / slack <= down <= high * slack:
-        raise DataError(
-            f"{source}: {msi.rows} x {msi.cols} pixels cannot show the area of the LR-HSI, whose "
-            f"{hsi.rows} x {hsi.cols} pixels the model holds as a prior",
-            "give the MSI of the same area, or train with --model residual-mlp",
-        )
+        files, pixels, tally.holes, tally.clipped, tally.saturated, tally.moved, tally.beyond,
+        plan.placement,
+    )  # fmt: skip
 
 
 def _chunk_size(batch_size: int | None, pixels: int, device: torch.device) -> int:
@@ -481,15 +483,23 @@ class _Compute:
         target: OutputRange,
         engine: _Engine,
         tally: _Tally,
+        placement: Placement | None,
     ) -> None:
         self._scaling = checkpoint.scaling
+        self._radiometry = checkpoint.radiometry
         self._used = checkpoint.used_bands
+        if out.bands != self._used.size:  # the others are dropped
+            self._used = self._used[self._used]
         self._msi = msi
         self._fill = np.nan if out.nodata is None else out.nodata
         self._target = target.on(engine.device)
         self._engine = engine
         self._tally = tally
-        self._needs_position = engine.needs_position
+        self._at: tuple[AnyArray, AnyArray] | None = None
+        if engine.needs_position and placement is not None:
+            rows, cols = placement.lr_positions()
+            h, w = placement.lr_shape
+            self._at = (rows / h).astype(np.float32), (cols / w).astype(np.float32)
         trained = engine.trained_range
         self._range = None if trained is None else trained.cpu().numpy()
 
@@ -504,12 +514,11 @@ class _Compute:
         self._engine.run(work, range(0, len(pixels), chunk))
 
     def _position(self, first: int, count: int) -> AnyArray | None:
-        """Return (count, 2) rows and columns of pixels as parts of the image."""
-        if not self._needs_position:
+        """Return (count, 2) rows and columns of pixels as parts of the LR-HSI."""
+        if self._at is None:
             return None
         row, col = np.divmod(np.arange(first, first + count), self._msi.cols)
-        parts = ((row + 0.5) / self._msi.rows, (col + 0.5) / self._msi.cols)
-        return np.stack(parts, axis=1).astype(np.float32)
+        return np.stack([self._at[0][row], self._at[1][col]], axis=1)
 
     def _chunk(self, worker: int, stored: AnyArray, out: AnyArray, first: int) -> None:
         units = to_units(stored[None], self._msi)[0]  # (n, M)
@@ -517,6 +526,8 @@ class _Compute:
         some = bool(holes.any())
         if some:
             units[holes] = 0
+        if self._radiometry is not None:
+            units = self._radiometry.apply(units)
         scaled = self._scaling.apply(units)
         beyond = 0
         if self._range is not None:

@@ -27,6 +27,7 @@ def output_meta(
     scale: float | None = None,
     offset: float | None = None,
     nodata: float | None = None,
+    drop_bad_bands: bool = False,
 ) -> CubeMeta:
     """Return the metadata of the sharp cube; see `infer` for the rules.
 
@@ -35,6 +36,9 @@ def output_meta(
         OptionError: scale, offset or nodata given for a floating output, which is in units and NaN.
     """
     hsi = checkpoint.hsi
+    used = checkpoint.used_bands
+    if drop_bad_bands:
+        hsi, used = hsi.select_bands(np.flatnonzero(used)), used[used]
     default = hsi.dtype if hsi.dtype.kind in "iu" else np.dtype(np.float32)
     chosen = default if dtype is None else _stored_dtype(dtype)
     fields: dict[str, Any] = {}
@@ -49,7 +53,7 @@ def output_meta(
     else:
         fields["scale"] = hsi.scale if scale is None else scale
         fields["offset"] = hsi.offset if offset is None else offset
-        fields["nodata"] = _integer_nodata(checkpoint, msi, chosen, nodata)
+        fields["nodata"] = _integer_nodata(hsi, bool(used.all()), msi, chosen, nodata)
         if chosen != hsi.dtype and scale is None:
             _warn_if_coarse(checkpoint, chosen)
     return CubeMeta(
@@ -78,17 +82,17 @@ def _stored_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def _integer_nodata(
-    checkpoint: Checkpoint, msi: CubeMeta, dtype: np.dtype[Any], nodata: float | None
+    hsi: CubeMeta, all_used: bool, msi: CubeMeta, dtype: np.dtype[Any], nodata: float | None
 ) -> float | int | None:
     """Return the mark of holes: as given, as in the LR-HSI, or where holes may come the type's end."""
     if nodata is not None:
         return nodata
     info = np.iinfo(dtype)
-    known = checkpoint.hsi.nodata
+    known = hsi.nodata
     if known is not None and info.min <= known <= info.max and known == int(known):
         return int(known)
     may_have_holes = msi.nodata is not None or msi.dtype.kind == "f"
-    if known is None and checkpoint.used_bands.all() and not may_have_holes:
+    if known is None and all_used and not may_have_holes:
         return None
     return int(info.max if info.min == 0 else info.min)
 
@@ -144,6 +148,8 @@ class OutputRange:
             clip_range: its explicit range in units, or None.
         """
         used = checkpoint.used_bands
+        if meta.bands != used.size:  # the others are dropped
+            used = used[used]
         lo, hi = checkpoint.scaling.lo, checkpoint.scaling.hi
         # both maps in one, in float64: undoing them in turn in float32 would lose an offset's digits
         scale = _of_bands(meta.scale, used)

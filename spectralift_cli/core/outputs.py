@@ -31,7 +31,7 @@ from spectralift_cli.core.errors import DataError, OutputExistsError
 # files that mark a folder as one that may be replaced, and what they hold where others use the name
 _FOLDER_MARKERS = {
     "scene.json": b'"spectralift.scene/', "run.json": b'"spectralift.run/',
-    "zarr.json": b"", ".zgroup": b"", ".zarray": b"",
+    "maps.json": b'"spectralift.maps/', "zarr.json": b"", ".zgroup": b"", ".zarray": b"",
 }  # fmt: skip
 _MARKER_BYTES = 4 * 2**20
 _WHOLE = ".whole.part"

@@ -234,7 +234,8 @@ class _Run:
         with self.stage("synth") as update:
             scene = stages.synth(
                 given.cube, files["scene"], config, psf_file=given.psf_file,
-                srf_file=given.srf_file, cube_format=given.format,
+                srf_file=given.srf_file, sensor=given.sensor, msi_bands=given.msi_bands,
+                cube_format=given.format,
                 reading=stages.Reading(
                     given.var, given.axis_order, given.wavelengths, self.memory_bytes
                 ),
@@ -253,7 +254,8 @@ class _Run:
             inputs = stages.TrainInputs(scene=scene)
         else:
             response = ResponseChoice(
-                srf_file=given.srf_file, num_msi_bands=given.num_msi_bands,
+                srf_file=given.srf_file, sensor=given.sensor, msi_bands=given.msi_bands,
+                num_msi_bands=given.num_msi_bands,
                 fwhm_factor=given.fwhm_factor, invented=given.srf_wavelengths == "invented",
                 drop_uncovered_bands=given.drop_uncovered_bands,
             )  # fmt: skip

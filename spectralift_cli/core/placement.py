@@ -195,6 +195,23 @@ class MapMean:
         return per_band(values, shape, lambda image: separable(down, image, across))
 
 
+def placement_json(placement: Placement | None) -> dict[str, object] | None:
+    """Return a placement and the overlap of its images as a JSON object."""
+    if placement is None:
+        return None
+    rows, cols = placement.overlap_lr()
+    hr_rows, hr_cols = placement.overlap_hr()
+    return {
+        "ratio": list(placement.scale),
+        "origin_px": list(placement.origin_px),
+        "lr_pixels": placement.lr_shape[0] * placement.lr_shape[1],
+        "lr_pixels_touched": (rows.stop - rows.start) * (cols.stop - cols.start),
+        "lr_pixels_inside": int(placement.inside().sum()),
+        "hr_pixels": placement.hr_shape[0] * placement.hr_shape[1],
+        "hr_pixels_covered": (hr_rows.stop - hr_rows.start) * (hr_cols.stop - hr_cols.start),
+    }
+
+
 def place(
     lr: CubeMeta,
     hr: CubeMeta,

@@ -59,6 +59,8 @@ class SynthFiles:
     wavelengths: Path | None = key(None, "file of its band centres")
     psf_file: Path | None = key(None, "kernel in place of psf_type, sigma and kernel_size")
     srf_file: Path | None = key(None, "response in place of the sensor of num_msi_bands")
+    sensor: str | None = key(None, "built-in sensor in its place, NAME or NAME:BAND,...")
+    msi_bands: str | None = key(None, "Gaussians in its place, CENTRE:FWHM,... in nm")
     format: str = key("h5", "ending of the cubes in the scene")
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class TrainFiles:
     lr_hsi: Path | None = key(None, "the blurry hyperspectral image")
     hr_msi: Path | None = key(None, "the sharp multispectral image")
     srf_file: Path | None = key(None, "response: curves, weights or a matrix")
+    sensor: str | None = key(None, "built-in sensor, NAME or NAME:BAND,...")
+    msi_bands: str | None = key(None, "the MSI's bands as Gaussians, CENTRE:FWHM,... in nm")
     num_msi_bands: int | None = key(None, "the documented sensor with that many bands")
     fwhm_factor: float = key(
         SynthConfig.fwhm_factor, "a documented band's Gaussian std is (high edge - low edge) / "

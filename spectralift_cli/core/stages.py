@@ -9,27 +9,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spectralift_cli.core import pairs
-from spectralift_cli.core.checkpoint import CHECKPOINT_SUFFIX, load_checkpoint, save_checkpoint
+from spectralift_cli.core.checkpoint import (
+    CHECKPOINT_SUFFIX,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
-from spectralift_cli.core.cube import CubeReader, Progress, SelectedReader, no_progress
+from spectralift_cli.core.cube import CubeMeta, CubeReader, Progress, no_progress
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
+from spectralift_cli.core.estimation.apply import applied, check_estimate
+from spectralift_cli.core.estimation.result import read_estimate
 from spectralift_cli.core.fitstate import discard_state, state_path_of
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
 from spectralift_cli.core.inference import infer as infer_cube
+from spectralift_cli.core.levels import SharpImage, sample_levels
 from spectralift_cli.core.metrics.evaluate import Scores, per_band_csv
 from spectralift_cli.core.metrics.evaluate import evaluate as evaluate_cubes
+from spectralift_cli.core.msi_bands import check_bands, without_dropped
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
+from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.scene import Scene, open_scene
-from spectralift_cli.core.sensors.response import Srf, check_coverage
+from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
 from spectralift_cli.core.synthesis import SynthPlan, plan_synthesis, synthesize
-from spectralift_cli.core.training import Trained, TrainingPlan, load_pairs, plan_training
+from spectralift_cli.core.training import (
+    Trained,
+    TrainingPlan,
+    check_units,
+    load_pairs,
+    plan_training,
+)
 from spectralift_cli.core.training import train as train_model
 
 AnyPath = str | Path
@@ -74,6 +92,8 @@ def synth(
     *,
     psf_file: AnyPath | None = None,
     srf_file: AnyPath | None = None,
+    sensor: str | None = None,
+    msi_bands: str | None = None,
     cube_format: str = "h5",
     reading: Reading = Reading(),
     overwrite: bool = False,
@@ -87,6 +107,8 @@ def synth(
         config: protocol, PSF, ratio, noise, sensor; None for the defaults.
         psf_file: kernel in place of the config's shape; see `read_psf`.
         srf_file: response in place of the config's sensor; see `read_srf`.
+        sensor: built-in sensor in place of the config's, `NAME` or `NAME:BAND,BAND,...`.
+        msi_bands: Gaussians in place of the config's sensor, `centre:fwhm,...` in nm.
         cube_format: ending of the cubes in the scene.
         reading: how to read the cube.
         overwrite: replace an existing scene.
@@ -94,6 +116,7 @@ def synth(
 
     Raises:
         DataError: a file is damaged or does not fit; see `synthesize`.
+        OptionError: two of `srf_file`, `sensor` and `msi_bands` are given.
         OutputExistsError: the scene exists and `overwrite` is false.
     """
     config = config or SynthConfig()
@@ -101,7 +124,7 @@ def synth(
         return synthesize(
             reader, Path(output), config,
             psf=None if psf_file is None else read_psf(psf_file),
-            srf=_custom_srf(srf_file, reader, config),
+            srf=_custom_srf(reader, config, srf_file, sensor, msi_bands),
             cube_format=cube_format, overwrite=overwrite, progress=progress,
         )  # fmt: skip
 
@@ -112,6 +135,8 @@ def plan_synth(
     *,
     psf_file: AnyPath | None = None,
     srf_file: AnyPath | None = None,
+    sensor: str | None = None,
+    msi_bands: str | None = None,
     cube_format: str = "h5",
     reading: Reading = Reading(),
 ) -> SynthPlan:
@@ -120,16 +145,22 @@ def plan_synth(
         return plan_synthesis(
             reader.meta, config,
             psf=None if psf_file is None else read_psf(psf_file),
-            srf=_custom_srf(srf_file, reader, config), cube_format=cube_format,
+            srf=_custom_srf(reader, config, srf_file, sensor, msi_bands), cube_format=cube_format,
         )  # fmt: skip
 
 
-def _custom_srf(path: AnyPath | None, reader: CubeReader, config: SynthConfig) -> Srf | None:
-    if path is None:
-        return None
-    meta = reader.meta
-    srf = read_srf(path, meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
-    return check_coverage(srf, drop=config.drop_uncovered_bands)
+def _custom_srf(
+    reader: CubeReader,
+    config: SynthConfig,
+    srf_file: AnyPath | None,
+    sensor: str | None,
+    msi_bands: str | None,
+) -> Srf | None:
+    choice = ResponseChoice(
+        srf_file=None if srf_file is None else Path(srf_file), sensor=sensor, msi_bands=msi_bands,
+        drop_uncovered_bands=config.drop_uncovered_bands,
+    )  # fmt: skip
+    return pairs.find_response(choice, reader.meta, reader.path) if choice.given else None
 
 
 @dataclass(frozen=True)
@@ -139,9 +170,12 @@ class TrainInputs:
     Args:
         scene: a scene's folder; excludes the others.
         lr_hsi: the blurry hyperspectral image.
-        hr_msi: the sharp multispectral image, to check that its bands are the response's.
+        hr_msi: the sharp multispectral image: tells which bands of a sensor it has, or its own
+            response, and is checked against one from elsewhere.
         response: where the spectral response comes from, for loose files.
         reading: how to read the LR-HSI.
+        estimate: file of what was estimated from both images; a response that it uses replaces
+            any other, its gain, offset and shift apply at inference.
     """
 
     scene: Path | None = None
@@ -149,6 +183,7 @@ class TrainInputs:
     hr_msi: Path | None = None
     response: ResponseChoice = field(default_factory=ResponseChoice)
     reading: Reading = Reading()
+    estimate: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +194,27 @@ class _Opened:
     srf: Srf
     scaling: Scaling | None
     identities: dict[str, Mapping[str, object]]
+    sharp: SharpImage | None = None
+    shares_extent: bool = False
+    radiometry: Radiometry | None = None
+    shift_px: tuple[float, float] = (0.0, 0.0)
 
 
 def _open_training(inputs: TrainInputs) -> _Opened:
+    if inputs.estimate is None:
+        return _open_inputs(inputs, None)
+    found = read_estimate(inputs.estimate)
+    opened = _open_inputs(inputs, found.srf)
+    try:
+        check_estimate(found, opened.reader.meta, opened.srf, inputs.estimate)
+    except BaseException:
+        opened.reader.close()
+        raise
+    opened.identities["estimate"] = identity(inputs.estimate)
+    return dataclasses.replace(opened, radiometry=found.radiometry, shift_px=found.shift_px)
+
+
+def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
     if inputs.scene is not None:
         reading = dataclasses.replace(inputs.reading, memory_bytes=None)
         loose = inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice()
@@ -169,54 +222,58 @@ def _open_training(inputs: TrainInputs) -> _Opened:
             raise OptionError(
                 "a scene excludes loose files and how to read them", "a scene brings its own files"
             )
-        return _open_scene_training(open_scene(inputs.scene))
+        return _open_scene_training(open_scene(inputs.scene), estimated)
     if inputs.lr_hsi is None:
         raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
     reader = inputs.reading.open(inputs.lr_hsi)
     try:
-        srf = pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
+        check_on_map(reader)
+        sharp: SharpImage | None = None
         identities: dict[str, Mapping[str, object]] = {}
         if inputs.response.srf_file is not None:
             identities["srf"] = identity(inputs.response.srf_file)
-        if inputs.hr_msi is not None:
+        if inputs.hr_msi is None:
+            srf = estimated or pairs.find_response(inputs.response, reader.meta, inputs.lr_hsi)
+        else:
             with open_cube(inputs.hr_msi, allow_2d=True) as msi:
-                _check_bands(msi, srf, inputs.response.srf_file)
+                check_on_map(msi)
+                srf = estimated or pairs.find_response(
+                    inputs.response, reader.meta, inputs.lr_hsi, msi.meta, inputs.hr_msi
+                )
+                placement = place(reader.meta, msi.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
+                sharp = _look_at(msi, srf, reader.meta, placement)
                 identities["hr_msi"] = identity(*msi.files)
     except BaseException:
         reader.close()
         raise
-    return _Opened(reader, srf, None, identities)
+    return _Opened(reader, srf, None, identities, sharp)
 
 
-def _open_scene_training(scene: Scene) -> _Opened:
+def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     reader = scene.open("lr_hsi")
     try:
         meta = reader.meta
-        srf = read_srf(scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands)
+        srf = estimated or read_srf(
+            scene.path("srf"), meta.wavelengths_nm, meta.fwhm_nm, meta.bands
+        )
         with scene.open("hr_msi") as msi:
-            _check_bands(msi, srf, scene.path("srf"))
+            sharp = _look_at(msi, srf, meta, pairs.scene_placement(scene, meta, msi.meta))
     except BaseException:
         reader.close()
         raise
     scaling = Scaling() if scene.data_scaled else None
-    return _Opened(reader, srf, scaling, {"scene": scene.identity()})
+    return _Opened(
+        reader, srf, scaling, {"scene": scene.identity()}, sharp,
+        shares_extent=pairs.shares_extent(scene),
+    )  # fmt: skip
 
 
-def without_dropped(msi: CubeReader, srf: Srf) -> CubeReader:
-    """Return an MSI without the bands that were dropped from its response, if it has them still."""
-    if srf.kept is not None and msi.meta.bands == srf.sensor_bands:
-        return SelectedReader(msi, srf.kept)
-    return msi
-
-
-def _check_bands(msi: CubeReader, srf: Srf, source: object) -> None:
-    if without_dropped(msi, srf).meta.bands != srf.num_msi_bands:
-        raise DataError(
-            f"{msi.path}: has {msi.meta.bands} bands, the response "
-            f"{source or 'of the documented sensor'} has {srf.num_msi_bands}: "
-            f"{', '.join(srf.band_names[:16])}",
-            "choose the bands with convert --bands, in the order of the response",
-        )
+def _look_at(msi: CubeReader, srf: Srf, hsi: CubeMeta, placement: Placement) -> SharpImage:
+    """Check an HR-MSI's bands and return what training needs to know of it."""
+    source = msi.path
+    msi = without_dropped(msi, srf)
+    check_bands(msi.meta, srf, hsi.wavelengths_nm, source, "the response")
+    return SharpImage(source, placement, sample_levels(msi, placement), msi.meta.scale)
 
 
 def train(
@@ -282,6 +339,8 @@ def train(
             scaling=opened.scaling, device=device, threads=execution.threads,
             progress=execution.progress, announce=announce, state_path=state,
             save_every_s=save_every_s, resume=resume, inputs=opened.identities,
+            radiometry=opened.radiometry, shift_px=opened.shift_px, sharp=opened.sharp,
+            shares_extent=opened.shares_extent,
         )  # fmt: skip
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
     if history_file is not None:
@@ -294,7 +353,9 @@ def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
     opened = _open_training(inputs)
     with opened.reader as reader:
-        return plan_training(load_pairs(reader, opened.srf, scaling=opened.scaling), config)
+        data = load_pairs(reader, opened.srf, scaling=opened.scaling)
+        check_units(data, opened.srf, opened.sharp, opened.radiometry)
+        return plan_training(data, config, opened.sharp)
 
 
 def _check_absent(path: Path, overwrite: bool, *, apart_from: Sequence[AnyPath] = ()) -> None:
@@ -342,6 +403,7 @@ def infer(
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
+    estimate: AnyPath | None = None,
     overwrite: bool = False,
 ) -> InferResult:
     """Write the sharp hyperspectral cube of an HR-MSI.
@@ -355,15 +417,17 @@ def infer(
         batch_size: pixels at a time; None for the default. Changes memory and speed only.
         reading: how to read the HR-MSI.
         execution: device, threads, progress.
+        estimate: file of an estimate whose radiometry and shift replace the model's.
         overwrite: replace an existing output.
 
     Raises:
         DataError: a file is damaged, or the image has other bands than the model.
         OutputExistsError: the output exists and `overwrite` is false.
     """
-    checkpoint = load_checkpoint(Path(model))
+    checkpoint = _model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
+        check_on_map(reader)
         return infer_cube(
             checkpoint, without_dropped(reader, checkpoint.srf), Path(output),
             config or InferConfig(),
@@ -374,6 +438,11 @@ def infer(
         )  # fmt: skip
 
 
+def _model(path: AnyPath, estimate: AnyPath | None) -> Checkpoint:
+    checkpoint = load_checkpoint(Path(path))
+    return checkpoint if estimate is None else applied(checkpoint, Path(estimate))
+
+
 def plan_infer(
     model: AnyPath,
     image: AnyPath,
@@ -382,16 +451,19 @@ def plan_infer(
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
+    drop_bad_bands: bool = False,
+    estimate: AnyPath | None = None,
 ) -> InferPlan:
     """Return what `infer` would write and need."""
-    checkpoint = load_checkpoint(Path(model))
+    checkpoint = _model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
+        check_on_map(reader)
         return plan_inference(
             checkpoint, without_dropped(reader, checkpoint.srf).meta,
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, source=path,
+            threads=execution.threads, source=path, drop_bad_bands=drop_bad_bands,
         )  # fmt: skip
 
 
@@ -401,6 +473,8 @@ def evaluate(
     config: MetricsConfig | None = None,
     *,
     per_band_file: AnyPath | None = None,
+    maps_folder: AnyPath | None = None,
+    maps_like: AnyPath | None = None,
     reading: Reading = Reading(),
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -412,14 +486,19 @@ def evaluate(
         prediction: a cube of the same shape.
         config: conventions; None for the defaults.
         per_band_file: CSV of the scores of every band to write, or None.
+        maps_folder: folder of error maps and curves to write, or None; see `ErrorMaps`.
+        maps_like: folder of other maps whose limits of colours to take, or None.
         reading: how to read both.
-        overwrite: replace an existing CSV.
+        overwrite: replace an existing CSV or folder of maps.
         progress: called with (done, total).
 
     Raises:
         DataError: the shapes differ, or no pixel is valid in both.
-        OutputExistsError: the CSV exists and `overwrite` is false.
+        OptionError: `maps_like` without `maps_folder`.
+        OutputExistsError: the CSV or the folder exists and `overwrite` is false.
     """
+    if maps_like is not None and maps_folder is None:
+        raise OptionError("--maps-like does not apply without maps", "give --maps DIR as well")
     if per_band_file is not None:
         _check_absent(Path(per_band_file), overwrite, apart_from=[reference, prediction])
     config = config or MetricsConfig()
@@ -427,7 +506,15 @@ def evaluate(
     if scene is not None and config.ratio is None:
         config = dataclasses.replace(config, ratio=scene.ratio)
     with reading.open(path) as truth, reading.open(prediction) as guess:
-        scores = evaluate_cubes(truth, guess, config, progress)
+        if maps_folder is None:
+            scores = evaluate_cubes(truth, guess, config, progress)
+        else:
+            from spectralift_cli.core.pictures.errormaps import evaluate_with_maps
+
+            scores = evaluate_with_maps(
+                truth, guess, Path(maps_folder), config, like=maps_like, overwrite=overwrite,
+                progress=progress,
+            )  # fmt: skip
         wavelengths_nm = truth.meta.wavelengths_nm
     if per_band_file is not None:
         text = per_band_csv(scores, wavelengths_nm)

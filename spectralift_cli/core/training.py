@@ -7,7 +7,6 @@ network sees neither the HR-MSI nor a ground truth (Shah and Duarte, arXiv 2507.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,26 @@ from numpy.typing import NDArray
 from spectralift_cli.core.auto import AutoFit, fit_auto
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
-from spectralift_cli.core.cube import BoolArray, CubeReader, Progress, no_progress, row_blocks
+from spectralift_cli.core.cube import (
+    BoolArray,
+    CubeReader,
+    FloatArray,
+    Progress,
+    no_progress,
+    row_blocks,
+)
 from spectralift_cli.core.devices import one_thread_each
-from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.fitting import Fitted, History, fit
 from spectralift_cli.core.identity import identity as identity_of
 from spectralift_cli.core.identity import provenance
+from spectralift_cli.core.levels import SharpImage, check_levels, levels_of
 from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.placement import Placement, placement_json
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.resources import available_memory_bytes
-from spectralift_cli.core.sensors.response import REFUSED_BELOW, WARNED_BELOW, Srf
+from spectralift_cli.core.sensors.response import Srf, over_used_bands
 
 __all__ = [
     "Fitted",
@@ -71,6 +80,18 @@ class TrainingData:
     valid: BoolArray
     weights: NDArray[np.float64]
 
+    def levels(self, placement: Placement | None = None) -> FloatArray | None:
+        """Return the (M, 5) percentiles of the LR-MSI in units, or None where it has no pixel.
+
+        Args:
+            placement: on the HR-MSI, to look at their overlap alone; None for all.
+        """
+        chosen = np.ones(self.shape, bool)
+        if placement is not None:
+            chosen[...] = False
+            chosen[placement.overlap_lr()] = True
+        return levels_of(self.scaling.undo(self.lr_msi[chosen.ravel()[self.valid]]))
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -87,6 +108,7 @@ class TrainingPlan:
         flops_per_pixel: of inference.
         epochs: passes over the pixels; 0 where the fit itself decides, as preset auto's.
         steps_per_epoch: changes of the weights in each; likewise.
+        placement: of the LR-HSI on the HR-MSI, or None where there is none.
     """
 
     model: str
@@ -99,6 +121,11 @@ class TrainingPlan:
     flops_per_pixel: int
     epochs: int
     steps_per_epoch: int
+    placement: Placement | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {**self.__dict__, "placement": placement_json(self.placement)}
 
     def __str__(self) -> str:
         left_out = self.pixels - self.valid_pixels
@@ -175,7 +202,7 @@ def load_pairs(lr_hsi: CubeReader, srf: Srf, *, scaling: Scaling | None = None) 
         raise DataError(*_too_few(lr_hsi, used, bad, finite, int(keep.sum())))
     if not (used.all() and keep.all()):
         units = units[np.ix_(keep, used)]  # (N, used)
-    weights = _weights_over(srf, used)
+    weights = over_used_bands(srf, used)
     if scaling is None:
         scaling = Scaling.for_data(
             lambda: (units[part] for part in row_blocks(len(units), _BLOCK_PIXELS)),
@@ -193,15 +220,39 @@ def load_pairs(lr_hsi: CubeReader, srf: Srf, *, scaling: Scaling | None = None) 
     )
 
 
-def plan_training(data: TrainingData, config: TrainConfig) -> TrainingPlan:
-    """Return what training on this data will fit."""
+def check_units(
+    data: TrainingData, srf: Srf, sharp: SharpImage | None, radiometry: Radiometry | None = None
+) -> None:
+    """Refuse an HR-MSI in other units than the LR-HSI, see `check_levels`.
+
+    Args:
+        data: of the LR-HSI.
+        srf: the response between the two.
+        sharp: what is known of the HR-MSI, or None.
+        radiometry: what will be applied to the HR-MSI, or None.
+
+    Raises:
+        DataError: its values are 30 times or more away from the LR-HSI's.
+    """
+    if sharp is not None:
+        check_levels(
+            data.levels(sharp.placement), sharp.levels, srf.band_names, sharp.source, sharp.scale,
+            radiometry,
+        )  # fmt: skip
+
+
+def plan_training(
+    data: TrainingData, config: TrainConfig, sharp: SharpImage | None = None
+) -> TrainingPlan:
+    """Return what training on this data will fit, and where the HR-MSI lies if there is one."""
+    placement = None if sharp is None else sharp.placement
     pixels, msi_bands = data.lr_msi.shape
     used = data.lr_hsi.shape[1]
     if config.preset == "auto":
         return TrainingPlan(
             model=config.model or "auto", valid_pixels=pixels, pixels=data.pixels,
             msi_bands=msi_bands, used_bands=used, hsi_bands=data.used_bands.size, parameters=0,
-            flops_per_pixel=0, epochs=0, steps_per_epoch=0,
+            flops_per_pixel=0, epochs=0, steps_per_epoch=0, placement=placement,
         )  # fmt: skip
     model = build_model("paper", msi_bands, used, {"hidden_size": config.hidden_size})
     return TrainingPlan(
@@ -215,6 +266,7 @@ def plan_training(data: TrainingData, config: TrainConfig) -> TrainingPlan:
         flops_per_pixel=model.flops_per_pixel,
         epochs=config.epochs,
         steps_per_epoch=math.ceil(pixels / min(pixels, config.training_batch_size or pixels)),
+        placement=placement,
     )
 
 
@@ -232,6 +284,10 @@ def train(
     save_every_s: float = 30.0,
     resume: bool = False,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    radiometry: Radiometry | None = None,
+    shift_px: tuple[float, float] = (0.0, 0.0),
+    sharp: SharpImage | None = None,
+    shares_extent: bool = False,
 ) -> Trained:
     """Train the spectral inverter of an LR-HSI.
 
@@ -251,12 +307,18 @@ def train(
         save_every_s: seconds between savings of the state.
         resume: continue from the state, if there is one.
         inputs: role -> identity of further inputs, for the provenance.
+        radiometry: from the HR-MSI to the LR-HSI, which inference applies; training does not see
+            the HR-MSI.
+        shift_px: displacement of the LR-HSI's content in LR pixels, likewise.
+        sharp: the HR-MSI, to check its units; training does not see it.
+        shares_extent: see `Checkpoint`.
 
     Raises:
-        DataError: see `load_pairs` and `fit`.
+        DataError: see `load_pairs`, `check_units` and `fit`.
     """
     data = load_pairs(lr_hsi, srf, scaling=scaling)
-    plan = plan_training(data, config)
+    check_units(data, srf, sharp, radiometry)
+    plan = plan_training(data, config, sharp)
     if announce is not None:
         announce(plan)
     if config.preset == "auto":
@@ -284,12 +346,16 @@ def train(
         weights=found.weights,
         train_config=config,
         srf=srf,
-        hsi=hsi.replace(crs=None, transform=None, provenance=None),
+        hsi=hsi.replace(provenance=None),
         used_bands=data.used_bands,
         scaling=data.scaling,
         auto_clip=(0.0, 1.0) if data.scaling.is_identity else None,
         scores={"lr_pixels": plan.valid_pixels, **found.scores},
         choice=found.choice,
+        radiometry=radiometry,
+        shift_px=shift_px,
+        shares_extent=shares_extent,
+        levels=data.levels(),
         provenance=provenance(
             "train",
             {**config.used_json(), **lr_hsi.choices},
@@ -328,24 +394,3 @@ def _too_few(
         f"band {worst + 1} has values in {int(finite[worst]):,} pixels: flag it as bad or leave it "
         "out (convert --bands), and check the nodata value"
     )
-
-
-def _weights_over(srf: Srf, used: BoolArray) -> NDArray[np.float64]:
-    """Return the SRF over the used bands, rows divided by their sum: (M, used)."""
-    weights = srf.weights[:, used]
-    shares = weights.sum(axis=1)
-    for name, share in zip(srf.band_names, shares, strict=True):
-        if share < REFUSED_BELOW:
-            raise DataError(
-                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
-                f"values, at least {REFUSED_BELOW:.0%} must",
-                "leave the band out of the SRF and the MSI (--drop-uncovered-bands)",
-            )
-        if share < WARNED_BELOW:
-            warnings.warn(
-                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
-                "values; the rest is left out",
-                SpectraliftWarning,
-                stacklevel=3,
-            )
-    return weights if used.all() else weights / shares[:, None]

@@ -1,8 +1,9 @@
 """The formats a cube can be in, as a table, and the two functions that open and create cubes.
 
-A row and two functions add a format: `opener(path, request) -> CubeReader` and
-`creator(path, meta, options, overwrite) -> CubeWriter`, named as text and imported on use. This
-module imports nothing heavy, so that help and completion may read the table.
+A row of `table` and two functions add a format: `opener(path, request) -> CubeReader` and
+`creator(path, meta, options, overwrite) -> CubeWriter`, named as text and imported on use. A third,
+`detector(path) -> bool`, tells a product from other files of the format it comes in. This module
+imports nothing heavy, so that help and completion may read the table.
 """
 
 from __future__ import annotations
@@ -11,195 +12,30 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
+from spectralift_cli.core.formats.table import ALL_FIELDS, FORMATS, CreationOption, Format
 
 if TYPE_CHECKING:
     from spectralift_cli.core.cube import Cube, CubeMeta, CubeReader, CubeWriter
 
-_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
-_FLOATS = ("float32", "float64")
-ALL_FIELDS = frozenset(
-    {"wavelengths", "fwhm", "bad_bands", "nodata", "scale", "crs", "transform", "band_names",
-     "provenance"}
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CreationOption:
-    """A `--co KEY=VALUE` of a format.
-
-    Args:
-        name: the key, upper case.
-        help: what it does, with its default.
-        choices: the allowed values, upper case; empty for a whole number.
-    """
-
-    name: str
-    help: str
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Format:
-    """One row of the table.
-
-    Args:
-        name: its name in help and `info`.
-        help: one line.
-        suffixes: lower-case file name endings; the first one is the usual.
-        opener: "module:function".
-        creator: "module:function", empty where we only read.
-        reads_rows: it can read a block of rows without loading the cube.
-        writes_rows: it can write a block of rows without holding the cube.
-        dtypes: the stored types it can hold.
-        holds: the fields of `CubeMeta` it can hold (`ALL_FIELDS`).
-        axis_order: whether `--axis-order` applies, because the file does not fix its axes.
-        variables: whether a file can hold several arrays, told apart by `--var`.
-        options: what `--co` takes.
-        extra: the optional dependency it needs, or "".
-    """
-
-    name: str
-    help: str
-    suffixes: tuple[str, ...]
-    opener: str
-    creator: str
-    reads_rows: bool
-    writes_rows: bool
-    dtypes: tuple[str, ...]
-    holds: frozenset[str] = ALL_FIELDS
-    axis_order: bool = False
-    variables: bool = False
-    options: tuple[CreationOption, ...] = field(default=())
-    extra: str = ""
-
-
-_DEFLATE_LEVELS = tuple(str(level) for level in range(10))
-_HDF5_OPTIONS = (
-    CreationOption("COMPRESS", "compression of the chunks (NONE)", ("NONE", "GZIP", "LZF")),
-    CreationOption("LEVEL", "gzip level (4)", _DEFLATE_LEVELS),
-)
-
-FORMATS: tuple[Format, ...] = (
-    Format(
-        name="npy",
-        help="NumPy array, with a sidecar .npy.json for the metadata",
-        suffixes=(".npy",),
-        opener="spectralift_cli.core.formats.npy:open_npy",
-        creator="spectralift_cli.core.formats.npy:create_npy",
-        reads_rows=True,
-        writes_rows=True,
-        dtypes=(*_INTEGERS, "float16", *_FLOATS),
-        axis_order=True,
-    ),
-    Format(
-        name="npz",
-        help="NumPy archive (members cube, wavelengths_nm, ...)",
-        suffixes=(".npz",),
-        opener="spectralift_cli.core.formats.npz:open_npz",
-        creator="spectralift_cli.core.formats.npz:create_npz",
-        reads_rows=True,
-        writes_rows=True,
-        dtypes=(*_INTEGERS, "float16", *_FLOATS),
-        axis_order=True,
-        variables=True,
-        options=(
-            CreationOption("COMPRESS", "compression (NONE)", ("NONE", "DEFLATE")),
-            CreationOption("LEVEL", "deflate level (6)", _DEFLATE_LEVELS),
-        ),
-    ),
-    Format(
-        name="mat",
-        help="MATLAB file, version 5 up to 256 MB, version 7.3 above",
-        suffixes=(".mat",),
-        opener="spectralift_cli.core.formats.mat:open_mat",
-        creator="spectralift_cli.core.formats.mat:create_mat",
-        reads_rows=True,
-        writes_rows=True,
-        dtypes=(*_INTEGERS, *_FLOATS),
-        axis_order=True,
-        variables=True,
-        options=(
-            CreationOption("VERSION", "file version (by size)", ("5", "7.3")),
-            CreationOption("COMPRESS", "compression (NONE)", ("NONE", "DEFLATE")),
-            CreationOption("VARIABLE", "name of the cube's variable (cube)", ("*",)),
-        ),
-    ),
-    Format(
-        name="hdf5",
-        help="HDF5 file (datasets cube, wavelengths_nm, ...)",
-        suffixes=(".h5", ".hdf5"),
-        opener="spectralift_cli.core.formats.hdf5:open_hdf5",
-        creator="spectralift_cli.core.formats.hdf5:create_hdf5",
-        reads_rows=True,
-        writes_rows=True,
-        dtypes=(*_INTEGERS, "float16", *_FLOATS),
-        axis_order=True,
-        variables=True,
-        options=(
-            *_HDF5_OPTIONS,
-            CreationOption("VARIABLE", "name of the cube's dataset (cube)", ("*",)),
-        ),
-    ),
-    Format(
-        name="tiff",
-        help="GeoTIFF, Cloud Optimized GeoTIFF, or a plain stack of TIFF pages",
-        suffixes=(".tif", ".tiff"),
-        opener="spectralift_cli.core.formats.geotiff:open_tiff",
-        creator="spectralift_cli.core.formats.geotiff:create_geotiff",
-        reads_rows=True,
-        writes_rows=True,
-        dtypes=(*_INTEGERS, *_FLOATS),
-        axis_order=True,
-        options=(
-            CreationOption("DRIVER", "plain GeoTIFF or cloud optimized (GTIFF)", ("GTIFF", "COG")),
-            CreationOption(
-                "COMPRESS", "compression (NONE)", ("NONE", "LZW", "DEFLATE", "ZSTD", "PACKBITS")
-            ),
-            CreationOption("PREDICTOR", "differencing before compression (1)", ("1", "2", "3")),
-            CreationOption("INTERLEAVE", "order of the values (PIXEL)", ("PIXEL", "BAND")),
-            CreationOption("TILED", "tiles instead of strips (NO)", ("YES", "NO")),
-            CreationOption("BLOCKSIZE", "side of a tile in pixels, a multiple of 16 (256)"),
-            CreationOption("BIGTIFF", "64-bit offsets (IF_SAFER)", ("YES", "NO", "IF_SAFER")),
-        ),
-    ),
-    Format(
-        name="envi",
-        help="ENVI header and its data file",
-        suffixes=(".hdr", ".img", ".bsq", ".bil", ".bip", ".dat", ".raw"),
-        opener="spectralift_cli.core.formats.envi:open_envi",
-        creator="spectralift_cli.core.formats.envi:create_envi",
-        reads_rows=True,
-        writes_rows=True,
-        dtypes=("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", *_FLOATS),
-        options=(
-            CreationOption("INTERLEAVE", "order of the values (BIP)", ("BSQ", "BIL", "BIP")),
-            CreationOption("BYTE_ORDER", "0 little endian, 1 big endian (0)", ("0", "1")),
-        ),
-    ),
-    Format(
-        name="zarr",
-        help="Zarr store (version 3, or 2), axes (wavelength, y, x)",
-        suffixes=(".zarr",),
-        opener="spectralift_cli.core.formats.zarr:open_zarr",
-        creator="spectralift_cli.core.formats.zarr:create_zarr",
-        reads_rows=True,
-        writes_rows=True,
-        dtypes=(*_INTEGERS, "float16", *_FLOATS),
-        axis_order=True,
-        variables=True,
-        options=(
-            CreationOption("COMPRESS", "compression of the chunks (ZSTD)", ("NONE", "ZSTD", "GZIP")),
-            CreationOption("CHUNK", "side of a chunk in pixels (128, or fewer rows of wide cubes)"),
-            CreationOption("VERSION", "of the format (3); 2 is for GDAL before 3.11", ("2", "3")),
-        ),
-        extra="zarr",
-    ),
-)  # fmt: skip
+__all__ = [
+    "ALL_FIELDS",
+    "FORMATS",
+    "CreationOption",
+    "Format",
+    "OpenRequest",
+    "check_creation_options",
+    "create_cube",
+    "find_format",
+    "open_cube",
+    "read_cube",
+    "writable_suffixes",
+    "write_cube",
+]
 
 
 @dataclass(frozen=True)
@@ -245,8 +81,9 @@ def open_cube(
     """Open a cube for reading by rows.
 
     Args:
-        path: a file, an ENVI header or its data file, or a Zarr store.
-        var: the variable, where a file holds several arrays.
+        path: a file, an ENVI header or its data file, a Zarr store, or a product's file or folder.
+        var: the variable, where a file holds several arrays. Of a product that comes as HDF5 it
+            reads that dataset alone, without what the product says of it.
         axis_order: the stored axes, a permutation of "yxb" or "yx", for files that do not fix them.
         wavelengths: a file of band centres in nanometres (and FWHM as a second column) that replace
             the file's own.
@@ -258,7 +95,7 @@ def open_cube(
         OptionError: an option does not apply to this format.
     """
     path = Path(path)
-    row = _format_of_input(path)
+    row = _format_of_input(path, var)
     request = OpenRequest(var, _check_axis_order(axis_order), allow_2d, memory_bytes)
     if axis_order is not None and not row.axis_order:
         raise OptionError(
@@ -387,7 +224,7 @@ def _fields_present(meta: CubeMeta) -> list[str]:
     return [name for name, there in present.items() if there]
 
 
-def _format_of_input(path: Path) -> Format:
+def _format_of_input(path: Path, var: str | None) -> Format:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:
@@ -406,23 +243,41 @@ def _format_of_input(path: Path) -> Format:
                 f"{path}: is a scene, a cube is needed here",
                 f"name one of its cubes, for example {path / 'lr_hsi.h5'}",
             )
+        product = _product(path, "folder", var)
+        if product is not None:
+            return product
         raise DataError(
-            f"{path}: is a folder that is neither a scene nor a Zarr store",
+            f"{path}: is a folder that is neither a scene nor a Zarr store nor a product's",
             "name the file inside it",
         )
     if not path.is_file():
         raise DataError(f"{path}: is not a regular file", "give a file or a Zarr store")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)", "make or fetch it again")
-    if row is not None and row.name != "zarr":
-        return row
-    sniffed = _sniff(path)
-    if sniffed is None:
+    if row is None or row.name == "zarr":
+        row = by_name.get(_sniff(path) or "")
+    product = _product(path, "other" if row is None else row.name, var)
+    if product is not None:
+        return product
+    if row is None:
         raise DataError(
             f"{path}: not a format that is known here",
             f"use one of {', '.join(s for f in FORMATS for s in f.suffixes[:2])}",
         )
-    return by_name[sniffed]
+    return row
+
+
+def _product(path: Path, comes_as: str, var: str | None) -> Format | None:
+    """Return the product that a file or folder is, by its content, or None.
+
+    A dataset that `--var` names is read as it is, unless it is the very one that the product's
+    reader reads: it must not lose what the reader knows of it.
+    """
+    for row in FORMATS:
+        asked = var is None or var.strip("/") == row.variable
+        if asked and comes_as in row.comes_as and _resolve(row.detector, row)(path):
+            return row
+    return None
 
 
 _MAGIC = (

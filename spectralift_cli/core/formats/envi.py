@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -24,11 +25,11 @@ from spectralift_cli.core.formats.envi_meta import format_meta, read_meta
 from spectralift_cli.core.formats.rawio import pread_into, pwrite_all
 from spectralift_cli.core.outputs import Staging
 
-_DATA_TYPES = {
+DATA_TYPES = {
     1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8",
 }  # fmt: skip
 _COMPLEX_TYPES = (6, 9)
-_CODES = {np.dtype(name): code for code, name in _DATA_TYPES.items()}
+_CODES = {np.dtype(name): code for code, name in DATA_TYPES.items()}
 _BYTE_ORDERS: dict[int, Literal["<", ">"]] = {0: "<", 1: ">"}
 # the file's axes, in terms of the cube's (rows, cols, bands)
 _AXES = {"bip": (0, 1, 2), "bil": (0, 2, 1), "bsq": (2, 0, 1)}
@@ -58,16 +59,27 @@ class EnviReader(CubeReader):
         self._file = file
         self._data = data
         self._files = (path, data if path == header else header)
+        self.row_unit = 1
 
     def _read(self, start: int, stop: int) -> AnyArray:
-        sizes = (stop - start, self.meta.cols, self.meta.bands)
+        return self._read_runs(start, stop, np.arange(self.meta.bands))
+
+    def _read_bands(self, start: int, stop: int, bands: NDArray[np.intp]) -> AnyArray:
+        if self._interleave == "bsq":
+            return self._read_runs(start, stop, bands)
+        return self._read(start, stop)[:, :, bands]
+
+    def _read_runs(self, start: int, stop: int, bands: NDArray[np.intp]) -> AnyArray:
+        sizes = (stop - start, self.meta.cols, len(bands))
         axes = _AXES[self._interleave]
         block: AnyArray = np.empty([sizes[axis] for axis in axes], self._dtype)
         # one run of bytes, or one a band
-        runs = block if self._interleave == "bsq" else block[None]
-        step, row_bytes = self.meta.nbytes // len(runs), self.meta.row_bytes // len(runs)
-        for index, run in enumerate(runs):
-            offset = self._offset + index * step + start * row_bytes
+        by_band = self._interleave == "bsq"
+        runs = block if by_band else block[None]
+        count = self.meta.bands if by_band else 1
+        step, row_bytes = self.meta.nbytes // count, self.meta.row_bytes // count
+        for run, index in zip(runs, bands if by_band else (0,), strict=True):
+            offset = self._offset + int(index) * step + start * row_bytes
             pread_into(self._file.fileno(), run, offset, self._data)
         if not self._dtype.isnative:
             block = block.byteswap(inplace=True).view(self.meta.dtype)
@@ -159,12 +171,12 @@ def _read_dtype(header: EnviHeader) -> np.dtype[Any]:
             f"{header.path}: data type {code} is complex, which a cube is not",
             "save the magnitude or the real part as data type 4",
         )
-    if code not in _DATA_TYPES:
+    if code not in DATA_TYPES:
         raise DataError(
-            f"{header.path}: data type {code} is none of ENVI's {sorted(_DATA_TYPES)}",
+            f"{header.path}: data type {code} is none of ENVI's {sorted(DATA_TYPES)}",
             "mend the header",
         )
-    dtype = np.dtype(_DATA_TYPES[code])
+    dtype = np.dtype(DATA_TYPES[code])
     if header.text("byte order") is None and dtype.itemsize > 1:
         _warn(f"{header.path}: has no byte order; 0 (little endian) is taken")
     order = header.whole("byte order", 0)

@@ -132,6 +132,7 @@ class PlaneReader(CubeReader):
         self._axes = axes
         self._sizes = tuple(meta.shape[axes.index(axis)] for axis in range(3))
         self.block_rows = natural_rows(block[axes[0]], meta)
+        self.row_unit = min(block[axes[0]], meta.rows)
 
     @abstractmethod
     def _planes(self, planes: slice, rows: slice, cols: slice) -> AnyArray:

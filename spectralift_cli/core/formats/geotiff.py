@@ -21,6 +21,7 @@ from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest
 from spectralift_cli.core.formats.arrays import cube_axes
 from spectralift_cli.core.formats.gdalio import PlaneReader, gdal_env, gdal_errors, open_dataset
+from spectralift_cli.core.formats.msi_products import msi_fields
 from spectralift_cli.core.formats.tiffpages import Page, TiffDirectories
 from spectralift_cli.core.formats.tiffstack import StackReader, band_texts, check_no_hidden_pages
 from spectralift_cli.core.formats.tifftags import read_fields, wavelengths_in
@@ -175,6 +176,10 @@ def _reader(
     fields = read_fields(dataset, dtype, page.nodata, path)
     if is_stack:
         fields |= _stack_fields(pages, planes, path, fields)
+    else:
+        fields |= msi_fields(dataset, fields, dtype, path)
+        if product := fields.pop("product", None):
+            layout["product"] = product
     if axes != _NATURAL:
         # the georeference belongs to y and x, and what a band has to the planes
         fields |= {"transform": None, "crs": None}

@@ -60,8 +60,9 @@ class DatasetReader(CubeReader):
         self._row_axis = dataset.ndim - 1 - axes[0] if reversed_axes else axes[0]
         self._request = request
         self._whole: AnyArray | None = None
+        self.row_unit = 1
         if dataset.chunks is not None:
-            height = min(dataset.chunks[self._row_axis], meta.rows)
+            self.row_unit = height = min(dataset.chunks[self._row_axis], meta.rows)
             is_tall = height * meta.row_bytes > _TALL_BYTES
             if not is_tall:
                 self.block_rows = min(meta.rows, max(1, self.block_rows // height) * height)
@@ -105,7 +106,7 @@ def open_hdf5(path: Path, request: OpenRequest) -> CubeReader:
         # a soft link may have led elsewhere: what lies beside the link comes first
         folders = list(dict.fromkeys((f"/{name}".rpartition("/")[0], group.name.rstrip("/"))))
         fields = {
-            **_attributes(dataset, shape[2], dtype, source),
+            **attribute_fields(dataset, shape[2], dtype, source),
             **_read_json(file, folders, request, path),
         }
         sides = _read_sides(file, folders, request, path)
@@ -151,7 +152,7 @@ def _read_sides(
     return sides
 
 
-def _attributes(
+def attribute_fields(
     dataset: h5py.Dataset, bands: int, dtype: np.dtype[Any], source: str
 ) -> dict[str, Any]:
     """Return what the dataset's own attributes say plainly; what they say oddly is left out."""

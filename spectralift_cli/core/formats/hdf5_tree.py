@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ _ATTRIBUTE_BYTES = 2**20
 _DEFLATE_RATIO = 1032
 # values that were never written take no room in the file; up to here that is an honest, small cube
 _SPARSE_BYTES = 2**30
+
+# what `small_arrays` takes for a table rather than an image
+SMALL_VALUES = 2**20
 
 Check = Callable[[h5py.Dataset, str], np.dtype[Any]]
 ShapeOf = Callable[[h5py.Dataset, str], tuple[int, ...]]
@@ -81,6 +84,16 @@ def open_file(path: Path) -> h5py.File:
                 raise
             # HDF5 wants one answer per process, and the caller has the file open with another one
             return h5py.File(path, "r", **settings)
+
+
+def holds(path: Path, names: Sequence[str]) -> bool:
+    """Tell whether a file is HDF5 with a dataset under each of these names."""
+    try:
+        with open_file(path) as file:
+            found = [resolve(file, name, path) for name in names]
+            return all(pair is not None and isinstance(pair[1], h5py.Dataset) for pair in found)
+    except (DataError, OSError):
+        return False  # the format that it comes in says what is wrong with it
 
 
 def resolve(file: h5py.File, name: str, path: Path) -> tuple[h5py.Group, Any] | None:
@@ -188,8 +201,9 @@ def list_datasets(
         DataError: the file holds too many links to look at, or its root is damaged.
     """
     listing = Listing()
-    groups = deque([("", file["/"])])
-    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    with as_data_error(path):
+        groups = deque([("", file["/"])])
+        seen = {h5py.h5o.get_info(file["/"].id).addr}
     count = 0
     while groups:
         prefix, group = groups.popleft()
@@ -201,6 +215,12 @@ def list_datasets(
                 f"{path}: holds more than {_MAX_LINKS:,} objects", "name the dataset with --var"
             )
         for leaf in leaves:
+            if isinstance(leaf, bytes):  # h5py's answer to a name that is not UTF-8
+                shown = prefix + leaf.decode("utf-8", "replace")
+                listing.refused[shown] = DataError(
+                    f"{path}: {shown}: its name is not UTF-8", "rename it, or mend the file"
+                )
+                continue
             name = prefix + leaf
             if leaf in arrays.META_NAMES or leaf.startswith("#"):  # "#refs#": MATLAB's own
                 continue
@@ -336,7 +356,7 @@ def filters_of(dataset: h5py.Dataset) -> list[str]:
     return [label.decode("ascii", "replace").split(";")[0][:40].strip() for label in labels]
 
 
-def attribute(node: h5py.Dataset, name: str) -> Any:
+def attribute(node: h5py.Dataset | h5py.File, name: str) -> Any:
     """Return an attribute's value (array, number or text), None if there is none of modest size."""
     with as_data_error(f"{node.file.filename}: {node.name}, attribute {name}"):
         if name not in node.attrs:
@@ -375,3 +395,29 @@ def read_beside(
             return None
         check_storage(dataset, request, source)
         return np.asarray(dataset[()])
+
+
+def small_arrays(path: Path) -> dict[str, AnyArray]:
+    """Return the numeric datasets of a file's root with at most 2**20 values, by name.
+
+    Raises:
+        DataError: the file is damaged, or these have more than 2**23 values together.
+    """
+    found: dict[str, AnyArray] = {}
+    total = 0
+    with open_file(path) as file:
+        listing = list_datasets(
+            file, path, check_values, lambda dataset, _: tuple(dataset.shape), nested=False
+        )
+        for name in (*listing.shapes, *arrays.META_NAMES):
+            values = read_beside(file, name, SMALL_VALUES, OpenRequest(), path)
+            if values is None or values.dtype.kind not in "iuf" or not values.size:
+                continue
+            total += values.size
+            if total > 8 * SMALL_VALUES:
+                raise DataError(
+                    f"{path}: holds more than {8 * SMALL_VALUES:,} values in small arrays",
+                    "save the arrays that are meant alone",
+                )
+            found[name] = values
+    return found

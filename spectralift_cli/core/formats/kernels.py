@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from spectralift_cli.core.outputs import write_text
 
 _TEXT_SUFFIXES = (".csv", ".txt", ".tsv")
 _MAX_SIDE = 1025  # kernel-size goes to 512
+_SUM_TOLERANCE = 1e-6
 _MAX_BYTES = 64 * 2**20  # a text of 1025 x 1025 numbers of up to 60 characters
 
 
@@ -35,7 +38,14 @@ def read_psf(path: str | Path, var: str | None = None) -> FloatArray:
     path = Path(path)
     if path.suffix.lower() in _TEXT_SUFFIXES:
         return check_psf(_read_text(path), path)
-    with open_cube(path, var=var, allow_2d=True) as reader:
+    try:
+        reader = open_cube(path, var=var, allow_2d=True)
+    except DataError as error:
+        if var is not None or "--var" not in error.hint:
+            raise
+        # the option names the cube's variable, and no option names that of a PSF
+        raise DataError(error.message, "give a file that holds the kernel alone") from error
+    with reader:
         rows, cols, bands = reader.meta.shape
         if bands != 1 or max(rows, cols) > _MAX_SIDE:
             raise DataError(
@@ -46,6 +56,43 @@ def read_psf(path: str | Path, var: str | None = None) -> FloatArray:
         meta = reader.meta
         values = reader.read()[:, :, 0].astype(np.float64)
         return check_psf(values * meta.scale + meta.offset, path)
+
+
+def describe_psf(path: Path) -> dict[str, Any] | None:
+    """Return what a text file holds if it is a PSF, as JSON-ready values, else None.
+
+    A PSF is told from a table of responses by its form: numbers only, as many rows as columns, an
+    odd number of them, that sum to 1.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    try:
+        kernel = _read_text(path)
+    except DataError:
+        if not path.is_file():
+            raise
+        return None  # what is wrong with it is said by the reader of responses
+    size, total = len(kernel), float(kernel.sum())
+    if kernel.shape != (size, size) or size % 2 == 0 or not abs(total - 1) < _SUM_TOLERANCE:
+        return None
+    axis = np.arange(size) - size // 2
+    by_row, by_col = kernel.sum(axis=1) / total, kernel.sum(axis=0) / total
+    centroid = [float(axis @ by_row), float(axis @ by_col)]
+    # kernels that are negative in places may have no spread
+    spread = [
+        float(axis**2 @ share - c**2) for share, c in zip((by_row, by_col), centroid, strict=True)
+    ]
+    return {
+        "kind": "psf",
+        "path": str(path),
+        "size": size,
+        "sum": total,
+        "min": float(kernel.min()),
+        "max": float(kernel.max()),
+        "centroid_px": centroid,
+        "sigma_px": [math.sqrt(value) if value >= 0 else None for value in spread],
+    }
 
 
 def write_psf(path: str | Path, kernel: FloatArray, *, overwrite: bool = False) -> Path:

@@ -20,7 +20,7 @@ from scipy.io import loadmat, savemat
 
 from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, OptionError
-from spectralift_cli.core.formats import OpenRequest, arrays, mat73
+from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree, mat73
 from spectralift_cli.core.formats.mat_headers import MatFile, Variable, read_index
 from spectralift_cli.core.outputs import Staging
 from spectralift_cli.core.resources import default_memory_bytes
@@ -160,6 +160,31 @@ def _read_sides(path: Path, index: MatFile) -> dict[str, AnyArray]:
         and math.prod(index.variables[name].shape) <= _SIDE_VALUES
     ]
     return _load(path, index, small) if small else {}
+
+
+def small_arrays(path: Path) -> dict[str, AnyArray]:
+    """Return the numeric arrays of at most 2**20 values by name; the others are passed over.
+
+    Raises:
+        DataError: the file is damaged, or these have more than 2**23 values together.
+    """
+    if h5py.is_hdf5(path):  # whose axes are reversed
+        return {name: array.T for name, array in hdf5_tree.small_arrays(path).items()}
+    index = read_index(path)
+    counts = {
+        name: math.prod(variable.shape)
+        for name, variable in index.variables.items()
+        if variable.dtype is not None and not variable.kind and min(variable.shape, default=0) > 0
+    }
+    names = [name for name, count in counts.items() if count <= hdf5_tree.SMALL_VALUES]
+    total = sum(counts[name] for name in names)
+    if total > 8 * hdf5_tree.SMALL_VALUES:
+        raise DataError(
+            f"{path}: holds {total:,} values in small arrays, at most "
+            f"{8 * hdf5_tree.SMALL_VALUES:,} are read",
+            "save the arrays that are meant alone",
+        )
+    return _load(path, index, names) if names else {}
 
 
 class MatWriter(CubeWriter):

@@ -39,6 +39,9 @@ _NUMERIC = {
     13: "uint32", 14: "int64", 15: "uint64",
 }  # fmt: skip
 _CHAR, _OPAQUE = 4, 17
+# how text is stored: 8-bit, 16-bit and 32-bit characters. SciPy looks other types up in a table
+# that has no row for them, and crashes
+_STORED_TEXT = frozenset({1, 2, 4, 16, 17, 18})
 _OTHERS = {
     1: "is a cell array", 2: "is a struct", 3: "is an object", _CHAR: "holds text",
     5: "is a sparse matrix", 16: "is a function", _OPAQUE: "is an object",
@@ -276,6 +279,11 @@ def _parse_matrix(
     ratio = _DEFLATE_RATIO if compressed else 1.0
     arrays.check_size((value_bytes,), 1, element_bytes, source, ratio=ratio)
     if matlab_class == _CHAR:
+        if stored_kind not in _STORED_TEXT:
+            raise DataError(
+                f"{source}: text is stored as elements of type {stored_kind}, which are no characters",
+                "the file is damaged; fetch or save it again",
+            )
         return Variable(name, "holds text", shape, compressed=compressed, value_bytes=value_bytes)
     stored = _STORED.get(stored_kind)
     promised = 0

@@ -86,6 +86,7 @@ class RawReader(CubeReader):
         self._fortran = fortran
         row_axis = len(shape) - 1 - axes[0] if fortran else axes[0]
         self._row_axis = row_axis
+        self.row_unit = 1
 
     def _read(self, start: int, stop: int) -> AnyArray:
         shape, axis = self._shape, self._row_axis

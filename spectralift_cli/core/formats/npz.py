@@ -358,6 +358,36 @@ def _side_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: str) ->
     return _load(archive, member, source) if member.promised else np.empty(0)
 
 
+def small_arrays(path: Path) -> dict[str, AnyArray]:
+    """Return the numeric members of at most 8 MB each by name; the others are passed over.
+
+    Raises:
+        DataError: the archive is damaged, or these take more than 64 MB together.
+    """
+    found: dict[str, AnyArray] = {}
+    with path.open("rb") as file:
+        size = _check_directory(file, path)
+        with _as_data_error(path):
+            archive = zipfile.ZipFile(file)
+        _check_entries(archive, size, path)
+        small = [info for info in archive.infolist() if info.file_size <= _SIDE_BYTES]
+        total = sum(info.file_size for info in small)
+        if total > 8 * _SIDE_BYTES:
+            raise DataError(
+                f"{path}: holds {total:,} bytes of small arrays, at most {8 * _SIDE_BYTES:,} are "
+                "read",
+                "save the arrays that are meant alone",
+            )
+        for info in small:
+            name = info.filename.removesuffix(".npy")
+            if name != info.filename:
+                member = _read_member(archive, info, f"{path}:{name}")
+                if member.dtype.kind in "iuf" and member.promised:
+                    _check_member(member, f"{path}:{name}")
+                    found[name] = _load(archive, member, f"{path}:{name}")
+    return found
+
+
 class NpzWriter(CubeWriter):
     """An .npz file of `cube` (C order, little endian) and its metadata, rows from top to bottom."""
 

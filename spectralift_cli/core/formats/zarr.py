@@ -64,7 +64,7 @@ class ZarrReader(CubeReader):
         self._axes = axes
         self._request = request
         inner = node.codecs.inner_shape if isinstance(node.codecs, Shards) else node.chunk_shape
-        self._step = min(inner[axes[0]], meta.rows)
+        self._step = self.row_unit = min(inner[axes[0]], meta.rows)
         slab_bytes = self._step * meta.row_bytes
         self._keeps = slab_bytes <= _CACHE_BYTES
         if self._keeps:

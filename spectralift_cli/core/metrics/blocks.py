@@ -49,13 +49,17 @@ class Score:
     per_band: FloatArray | None = None
 
 
-class Accumulator(Protocol):
-    """Gathers sums over blocks of rows that arrive from top to bottom."""
-
-    def __init__(self, context: Context) -> None: ...
+class Observer(Protocol):
+    """Sees blocks of rows that arrive from top to bottom."""
 
     def update(self, block: PairBlock) -> None:
         """Add the rows of a block."""
+
+
+class Accumulator(Observer, Protocol):
+    """Gathers sums over blocks of rows that arrive from top to bottom."""
+
+    def __init__(self, context: Context) -> None: ...
 
 
 class PairBlock:
@@ -222,12 +226,28 @@ class BandMoments:
             self.count = total
 
 
-class SpectralAngles:
-    """Angles between the two spectra of every pixel, over the bands that are valid in both.
+def spectral_angles(block: PairBlock) -> FloatArray:
+    """Return the angle between the two spectra of every pixel, over the bands valid in both.
 
     The angle is 2 atan2(|u - v|, |u + v|) of the unit spectra u and v, which equals
     arccos(u . v) but keeps its digits near 0 (Kahan, How Futile are Mindless Assessments of
-    Roundoff, section 12). A spectrum of zeros has no direction: such pixels are counted and left out.
+    Roundoff, section 12).
+
+    Returns:
+        (n, cols) radians; NaN where a spectrum is zero in all valid bands, or has none: it has no
+        direction.
+    """
+    x, y = block.units
+    norm_x, norm_y = (np.sqrt((values * values).sum(axis=2)) for values in (x, y))
+    usable = (norm_x > 0) & (norm_y > 0)
+    u = x / np.where(usable, norm_x, 1)[:, :, None]
+    v = y / np.where(usable, norm_y, 1)[:, :, None]
+    apart, together = (np.sqrt((values * values).sum(axis=2)) for values in (u - v, u + v))
+    return np.where(usable, 2 * np.arctan2(apart, together), np.nan)
+
+
+class SpectralAngles:
+    """Sums of `spectral_angles`; pixels without an angle are counted and left out.
 
     Attributes:
         total: sum of the angles in radians.
@@ -243,17 +263,10 @@ class SpectralAngles:
 
     def update(self, block: PairBlock) -> None:
         """Add the rows of a block."""
-        x, y = block.units
-        norm_x, norm_y = (np.sqrt((values * values).sum(axis=2)) for values in (x, y))
+        angles = spectral_angles(block)
+        usable = ~np.isnan(angles)
         seen = block.valid.any(axis=2)
-        usable = (norm_x > 0) & (norm_y > 0)
-        u = x / np.where(usable, norm_x, 1)[:, :, None]
-        v = y / np.where(usable, norm_y, 1)[:, :, None]
-        apart, together = (
-            np.sqrt((values * values).sum(axis=2)) for values in (u - v, u + v)
-        )  # (n, cols)
-        angles = np.where(usable, 2 * np.arctan2(apart, together), 0)
-        for row in angles.sum(axis=1):
+        for row in np.where(usable, angles, 0).sum(axis=1):
             self.total += float(row)
         self.count += int(usable.sum())
         self.zero_spectra += int((seen & ~usable).sum())

@@ -7,7 +7,7 @@ import importlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from spectralift_cli.core.metrics import METRICS, Check
 from spectralift_cli.core.metrics.blocks import (
     Accumulator,
     Context,
+    Observer,
     PairBlock,
     Score,
     SpectralAngles,
@@ -99,6 +100,7 @@ def evaluate(
     prediction: CubeReader,
     config: MetricsConfig | None = None,
     progress: Progress = no_progress,
+    observers: Sequence[Observer] = (),
 ) -> Scores:
     """Score a cube against its reference.
 
@@ -113,6 +115,7 @@ def evaluate(
             None, 1 for a reference inside [0, 1], else its largest less its smallest value).
             Mode published uses neither.
         progress: called with rows done and in all; the default data range costs a pass of its own.
+        observers: whatever else is to see every block, once and from top to bottom.
 
     Raises:
         DataError: the shapes differ, no value is valid in both, or a file is damaged.
@@ -146,7 +149,7 @@ def evaluate(
     valid_bands = np.zeros(shape[2], bool)
     valid_pixels = 0
     for block in _pair_blocks(reference, prediction, overlap):
-        for accumulator in gathered.values():
+        for accumulator in (*gathered.values(), *observers):
             accumulator.update(block)
         valid_bands |= block.valid.any(axis=(0, 1))
         valid_pixels += int(block.valid.any(axis=2).sum())

@@ -39,8 +39,8 @@ class SpectralModel(nn.Module, ABC):
     def inputs(self) -> int:
         """Columns that go in: M, and 2 for the position where the model needs one.
 
-        A position is (row, col) of the pixel's centre as parts of the image's height and width, 0
-        to 1; so a pixel still decides by itself, however the image is cut.
+        A position is (row, col) of the pixel's centre as parts of the LR-HSI's height and width,
+        from 0 to 1 inside it; so a pixel still decides by itself, however the image is cut.
         """
         return self.msi_bands + 2 * self.needs_position
 

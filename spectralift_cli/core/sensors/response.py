@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from spectralift_cli.core.cube import FloatArray
+from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.sensors import documented_bands
 
@@ -210,7 +210,7 @@ def band_spacing_nm(wavelengths_nm: FloatArray) -> FloatArray:
 
 
 def covered_intervals(
-    wavelengths_nm: FloatArray, fwhm_nm: FloatArray | None
+    wavelengths_nm: FloatArray, fwhm_nm: FloatArray | None, bad_bands: BoolArray | None = None
 ) -> list[tuple[float, float]]:
     """Return the ranges of wavelengths that a cube's bands cover, ascending and disjoint, in nm.
 
@@ -222,11 +222,14 @@ def covered_intervals(
     Args:
         wavelengths_nm: (B,) band centres in any order.
         fwhm_nm: (B,) widths, or None.
+        bad_bands: (B,) True for bands that cover nothing, or None.
     """
     spacing = band_spacing_nm(wavelengths_nm)
     width = spacing if fwhm_nm is None else np.maximum(spacing, fwhm_nm)
     reach = np.where(spacing > 0, spacing, width) / 2
     order = np.argsort(wavelengths_nm, kind="stable")
+    if bad_bands is not None:
+        order = order[~bad_bands[order]]
     intervals: list[tuple[float, float]] = []
     before = -1
     for band in order:
@@ -249,6 +252,8 @@ def fold_curve(
     wavelengths_nm: FloatArray,
     fwhm_nm: FloatArray | None,
     source: str = "curve",
+    *,
+    bad_bands: BoolArray | None = None,
 ) -> Srf:
     """Fold tabulated response curves onto a cube's bands.
 
@@ -264,12 +269,20 @@ def fold_curve(
         wavelengths_nm: (B,) band centres of the cube, in any order.
         fwhm_nm: (B,) full widths at half maximum; None to take the band spacing.
         source: what to call the response.
+        bad_bands: (B,) True for bands that take no part, or None: their weights are 0, the rows sum
+            to 1 over the others, and coverage counts only these.
 
     Raises:
-        DataError: wavelengths or samples are unusable, a response has no positive integral, or a
-            width is neither known nor to be had from the spacing.
+        DataError: wavelengths or samples are unusable, a response has no positive integral, a width
+            is neither known nor to be had from the spacing, or all bands are bad.
     """
     centres = _checked_wavelengths(wavelengths_nm, "the cube")
+    good = np.ones(centres.size, np.bool_) if bad_bands is None else ~bad_bands
+    if not good.any():
+        raise DataError(
+            f"all {centres.size} bands of the cube are flagged as bad",
+            "mend its list of bad bands",
+        )
     widths = band_spacing_nm(centres) if fwhm_nm is None else np.asarray(fwhm_nm, np.float64)
     if widths.shape != centres.shape or not ((widths > 0) & (widths <= _MAX_FWHM_NM)).all():
         raise DataError(
@@ -301,9 +314,11 @@ def fold_curve(
         ],
         axis=1,
     )  # (M, B)
+    weights[:, ~good] = 0
     sums = weights.sum(axis=1, keepdims=True)
     weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 1e-9)
-    covered = _integral_inside(curve_nm, positive, covered_intervals(centres, fwhm_nm))
+    intervals = covered_intervals(centres, fwhm_nm, ~good)
+    covered = _integral_inside(curve_nm, positive, intervals)
     return Srf(weights, band_names, np.clip(covered / total, 0, 1), source)
 
 
@@ -337,6 +352,32 @@ def _integral_inside(
         for band, column in enumerate(curve.T):
             inside[band] += np.trapezoid(np.interp(knots, curve_nm, column), knots)
     return inside
+
+
+def over_used_bands(srf: Srf, used: BoolArray) -> FloatArray:
+    """Return the (M, used) weights over the bands of a cube that have values, rows summing to 1.
+
+    Raises:
+        DataError: a band of the MSI lies on the others by more than half.
+    """
+    weights = srf.weights[:, used]
+    shares = weights.sum(axis=1)
+    for name, share in zip(srf.band_names, shares, strict=True):
+        if share < REFUSED_BELOW:
+            raise DataError(
+                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
+                f"values, at least {REFUSED_BELOW:.0%} must",
+                "leave the band out of the SRF and the MSI (--drop-uncovered-bands)",
+            )
+        if share < WARNED_BELOW:
+            warnings.warn(
+                f"{share:.0%} of MSI band {name}'s response lies on bands of the LR-HSI that have "
+                "values; the rest is left out",
+                SpectraliftWarning,
+                stacklevel=3,
+            )
+    normalised: FloatArray = weights if used.all() else weights / shares[:, None]
+    return normalised
 
 
 def check_coverage(srf: Srf, *, drop: bool = False) -> Srf:

@@ -5,6 +5,8 @@ samples are folded onto the cube's bands. *Weights*: the first column is `hsi_ba
 band (`hsi_band,wavelength_nm,<msi band>,...`). *Matrix*: numbers only, M x B or B x M, with or
 without a line of names. Weights and matrices are used as they are, rows divided by their sum.
 
+Curves are read from ENVI spectral libraries, .flt filters and named arrays as well; see `libraries`.
+
 Text is separated by commas, semicolons, tabs or spaces; lines that start with `#` are comments, of
 which `# source: ...` says where the response comes from.
 """
@@ -20,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from spectralift_cli.core.cube import FloatArray
+from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import find_format, open_cube
 from spectralift_cli.core.formats.spectral import to_nm
 from spectralift_cli.core.outputs import write_text
+from spectralift_cli.core.sensors.curve import Curve, fold_curves
+from spectralift_cli.core.sensors.libraries import make_curves, read_library
 from spectralift_cli.core.sensors.response import (
     Srf,
     check_coverage,
@@ -42,6 +46,7 @@ __all__ = [
     "fold_curve",
     "invented_wavelengths",
     "parse_srf",
+    "read_curves",
     "read_srf",
     "write_srf",
 ]
@@ -57,16 +62,23 @@ _FORMS = (
 
 
 def read_srf(
-    path: str | Path, wavelengths_nm: FloatArray | None, fwhm_nm: FloatArray | None, bands: int
+    path: str | Path,
+    wavelengths_nm: FloatArray | None,
+    fwhm_nm: FloatArray | None,
+    bands: int,
+    *,
+    bad_bands: BoolArray | None = None,
 ) -> Srf:
     """Read a spectral response for a cube of `bands` bands.
 
     Args:
-        path: text (.csv, .tsv, .txt, any other ending) in one of the three forms, or a bare matrix
-            as .npy or as the only 2-D array of a .mat, .npz or .h5.
+        path: text (.csv, .tsv, .txt, any other ending) in one of the three forms; a bare matrix
+            as .npy or as the only 2-D array of a .mat, .npz or .h5; or curves in a file of another
+            program, see `libraries`. Arrays whose wavelengths are the cube's own are weights.
         wavelengths_nm: (bands,) the cube's band centres, or None if unknown.
         fwhm_nm: (bands,) the cube's widths, or None.
         bands: B.
+        bad_bands: (bands,) bands onto which curves are not folded, or None.
 
     Returns:
         The response, with coverage where the file holds curves; see `check_coverage`.
@@ -76,25 +88,68 @@ def read_srf(
             holds a response that cannot be normalised.
     """
     path = Path(path)
+    curves, text = _open(path)
+    if curves is not None:
+        own = _on_bands(curves, wavelengths_nm, path)
+        return own or _fold(curves, "curve", wavelengths_nm, fwhm_nm, bands, bad_bands, path)
+    if text is None:
+        return _as_matrix(_read_array(path), bands, (), str(path), "matrix")
+    return parse_srf(text, wavelengths_nm, fwhm_nm, bands, str(path), bad_bands=bad_bands)
+
+
+def read_curves(path: str | Path) -> tuple[tuple[Curve, ...], str] | None:
+    """Return the curves in a file and what they are called, or None if it holds weights.
+
+    Raises:
+        DataError: as for `read_srf`.
+    """
+    path = Path(path)
+    curves, text = _open(path)
+    if curves is not None:
+        return curves, "curve"
+    if text is None:
+        return None
+    header, table, origin = _parse_table(text, str(path))
+    found = _table_curves(header, table, str(path))
+    return None if found is None else (found, _stamp("curve", origin))
+
+
+def _open(path: Path) -> tuple[tuple[Curve, ...] | None, str | None]:
+    """Return the curves of another program's file or the text of a table; neither for a matrix."""
     try:
         if not path.is_file():
             raise DataError(f"{path}: no such SRF file", "check the path")
-        size = path.stat().st_size
+        curves = read_library(path)
         row = find_format(path)
-        if row is not None and row.name in ("npy", "npz", "mat", "hdf5"):
-            return _as_matrix(_read_array(path), bands, (), str(path), "matrix")
+        if curves is not None or (row is not None and row.name in ("npy", "npz", "mat", "hdf5")):
+            return curves, None
+        size = path.stat().st_size
         if size > LIMIT_BYTES:
             raise DataError(
                 f"{path}: {size:,} bytes are too many for an SRF table, the limit is "
                 f"{LIMIT_BYTES:,}",
                 f"give {_FORMS}",
             )
-        text = path.read_bytes().decode("utf-8-sig")
+        return None, path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})", "check the file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not a text file", f"give {_FORMS}") from error
-    return parse_srf(text, wavelengths_nm, fwhm_nm, bands, str(path))
+
+
+def _on_bands(
+    curves: tuple[Curve, ...], wavelengths_nm: FloatArray | None, source: Path
+) -> Srf | None:
+    """Return curves that are sampled at a cube's band centres as weights; None if they are not."""
+    nm = curves[0].wavelengths_nm
+    if wavelengths_nm is None or nm.shape != wavelengths_nm.shape:
+        return None
+    order = np.argsort(wavelengths_nm, kind="stable")
+    if not np.allclose(nm, wavelengths_nm[order], rtol=0, atol=0.5):
+        return None
+    weights = np.empty((len(curves), nm.size))
+    weights[:, order] = [curve.response for curve in curves]
+    return Srf(normalise_rows(weights, source), tuple(c.name for c in curves), source="matrix")
 
 
 def parse_srf(
@@ -103,6 +158,8 @@ def parse_srf(
     fwhm_nm: FloatArray | None,
     bands: int,
     source: str = "standard input",
+    *,
+    bad_bands: BoolArray | None = None,
 ) -> Srf:
     """Return the spectral response in a text; arguments and errors as for `read_srf`.
 
@@ -112,6 +169,7 @@ def parse_srf(
         fwhm_nm: (bands,) or None.
         bands: B.
         source: the file, for messages.
+        bad_bands: (bands,) or None.
     """
     if len(text) > LIMIT_BYTES:
         raise DataError(
@@ -123,15 +181,37 @@ def parse_srf(
     first = header[0].strip().lower() if header else ""
     if first == "hsi_band":
         return _from_weights(header, table, wavelengths_nm, bands, source, origin or "weights")
-    found = _WAVELENGTH.match(first)
-    if found is None:
+    curves = _table_curves(header, table, source)
+    if curves is None:
         return _as_matrix(table, bands, header, source, _stamp("matrix", origin))
-    curve_nm = to_nm(table[:, 0], found["unit"], source)
-    if curve_nm is None or table.shape[1] < 2:
+    stamp = _stamp("curve", origin)
+    return _fold(curves, stamp, wavelengths_nm, fwhm_nm, bands, bad_bands, source)
+
+
+def _table_curves(
+    header: tuple[str, ...], table: FloatArray, source: str
+) -> tuple[Curve, ...] | None:
+    """Return a table's columns as curves; None if its first column is not called a wavelength."""
+    found = _WAVELENGTH.match(header[0].strip().lower()) if header else None
+    if found is None:
+        return None
+    if table.shape[1] < 2:
         raise DataError(
             f"{source}: the column {header[0]!r} is no list of wavelengths with responses beside it",
             "give wavelength_nm and one column for each MSI band",
         )
+    return make_curves(table[:, 0], found["unit"], table[:, 1:], list(header[1:]), source)
+
+
+def _fold(
+    curves: tuple[Curve, ...],
+    stamp: str,
+    wavelengths_nm: FloatArray | None,
+    fwhm_nm: FloatArray | None,
+    bands: int,
+    bad_bands: BoolArray | None,
+    source: object,
+) -> Srf:
     if wavelengths_nm is None:
         raise DataError(
             f"{source}: response curves need the cube's wavelengths, which are unknown",
@@ -141,13 +221,8 @@ def parse_srf(
         raise DataError(
             f"{len(wavelengths_nm)} wavelengths for {bands} bands", "give one for each band"
         )
-    if curve_nm[0] > curve_nm[-1]:
-        curve_nm, table = curve_nm[::-1], table[::-1]
-    names = tuple(header[1:])
     try:
-        return fold_curve(
-            curve_nm, table[:, 1:], names, wavelengths_nm, fwhm_nm, _stamp("curve", origin)
-        )
+        return fold_curves(curves, wavelengths_nm, fwhm_nm, bad_bands, stamp)
     except DataError as error:
         raise DataError(f"{source}: {error.message}", error.hint) from error
 

@@ -1,0 +1,1 @@
+"""Pictures: quicklooks of cubes, maps and curves, in one style."""

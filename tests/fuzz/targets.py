@@ -1,0 +1,227 @@
+"""What is fuzzed: for each reader, a file that it likes, and what a user does with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spectralift_cli.core.config import SynthConfig, TrainConfig
+from spectralift_cli.core.cube import Cube, CubeMeta, row_blocks
+
+_READ_BYTES = 64 * 2**20  # of a cube that claims more, only the first rows are read
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader under test.
+
+    Args:
+        make: writes a good file, with all that belongs to it, into a folder; returns the path to
+            read.
+        read: what a user does with that path.
+        share: of the mutations, how many fall into the first and last 2 KiB, where headers are.
+    """
+
+    make: Callable[[Path], Path]
+    read: Callable[[Path], object]
+    share: float = 0.6
+
+
+def sample() -> Cube:
+    """Return a small cube with all metadata there is."""
+    values = np.arange(7 * 6 * 5, dtype=np.int16).reshape(7, 6, 5)
+    meta = CubeMeta(
+        values.shape, values.dtype,
+        wavelengths_nm=np.linspace(450, 900, 5), fwhm_nm=np.full(5, 10.0),
+        bad_bands=np.array([False, False, True, False, False]), nodata=-99, scale=1e-4,
+        transform=(30.0, 0.0, 383472.0, 0.0, -30.0, 5818302.0),
+        crs='LOCAL_CS["local",UNIT["metre",1]]', band_names=tuple("abcde"),
+    )  # fmt: skip
+    return Cube(values, meta)
+
+
+def _cube(suffix: str, **options: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        from spectralift_cli.core.formats import write_cube
+
+        path = folder / f"x{suffix}"
+        write_cube(path, sample(), options=options or None)
+        return path
+
+    return make
+
+
+def _tiff_stack(folder: Path) -> Path:
+    import tifffile
+
+    path = folder / "x.tif"
+    tifffile.imwrite(path, np.moveaxis(sample().values, 2, 0), compression="zlib")
+    return path
+
+
+def read_cube(path: Path) -> None:
+    """Describe a cube and read its first and last rows as units."""
+    from spectralift_cli.core.formats import open_cube
+
+    with open_cube(path, memory_bytes=_READ_BYTES) as reader:
+        meta = reader.meta
+        blocks = list(row_blocks(min(meta.rows, 10_000), max(1, min(reader.block_rows, 1000))))
+        for rows in (blocks[0], blocks[-1]):
+            if (rows.stop - rows.start) * meta.cols * meta.bands * 8 <= _READ_BYTES:
+                reader.read_units(rows)
+
+
+def _checkpoint(folder: Path) -> Path:
+    from spectralift_cli.core import stages
+
+    scene = _scene(folder)
+    path = folder / "m.safetensors"
+    config = TrainConfig(model="prior-mlp", effort="fast")
+    stages.train(stages.TrainInputs(scene=scene), path, config)
+    for left in sorted(scene.rglob("*"), reverse=True):
+        left.unlink()
+    scene.rmdir()
+    return path
+
+
+def _read_checkpoint(path: Path) -> None:
+    from spectralift_cli.core.checkpoint import load_checkpoint
+    from spectralift_cli.core.inference import predict
+
+    checkpoint = load_checkpoint(path)
+    model = checkpoint.empty_model().with_weights(checkpoint.weights)
+    if model.inputs <= 64 and model.flops_per_pixel < 10**7:
+        predict(model, np.full((3, model.inputs), 0.5, np.float32), batch_size=4, threads=1)
+
+
+def _state(folder: Path) -> Path:
+    import torch
+
+    from spectralift_cli.core.fitstate import FitState, save_state
+
+    path = folder / "m.safetensors.state"
+    numbers = [torch.linspace(0, 1, 10) for _ in range(3)]
+    state = FitState(
+        weights=numbers[0], m=numbers[1], v=numbers[2], losses=torch.ones(4),
+        generator=torch.Generator().manual_seed(1).get_state(),
+    )  # fmt: skip
+    save_state(state, path, {"preset": "paper"})
+    return path
+
+
+def _read_state(path: Path) -> None:
+    from spectralift_cli.core.fitstate import load_state
+
+    load_state(path, {"preset": "paper"}, 10, 8)
+
+
+def _scene(folder: Path) -> Path:
+    from spectralift_cli.core import stages
+    from spectralift_cli.core.samples import write_sample
+
+    cube = folder / "cube.npy"
+    for file in (written := write_sample("synthetic", cube, size=(48, 48, 12))):
+        assert file.exists()
+    scene = folder / "scene"
+    stages.synth(cube, scene, SynthConfig(downsample_ratio=4), cube_format="npy")
+    for file in written:
+        file.unlink()
+    return scene
+
+
+def _read_scene(path: Path) -> None:
+    from spectralift_cli.core.describe import describe_scene
+    from spectralift_cli.core.scene import open_scene
+
+    scene = open_scene(path)
+    describe_scene(path)
+    scene.ratio, scene.data_scaled  # noqa: B018  they are computed
+    for role in ("lr_hsi", "hr_msi"):
+        with scene.open(role) as reader:
+            reader.read_units(slice(0, 1))
+
+
+NATIVE = """\
+schema: spectralift.run/1
+synth: {cube: x.h5, psf_type: gaussian, sigma: 1.7, downsample_ratio: 4, snr_spatial: 35}
+train: {preset: auto, effort: fast, seed: 7}
+infer: {clip: auto}
+metrics: {ratio: 4}
+"""
+FLAT = {
+    "mat_file": "/dev/null", "mat_key": "cube", "psf_type": "gaussian", "sigma": 3.4,
+    "downsample_ratio": 4, "num_msi_bands": 4, "epochs": 10, "seed": 42,
+}  # fmt: skip
+
+
+def _text(name: str, text: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = folder / name
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def _read_config(path: Path) -> None:
+    from spectralift_cli.core.configtext import read_config
+    from spectralift_cli.core.runconfig import resolve_config
+
+    resolve_config(read_config(path), (), str(path))
+
+
+def _read_srf(path: Path) -> None:
+    from spectralift_cli.core.sensors.response import check_coverage
+    from spectralift_cli.core.sensors.srf import describe_srf, read_srf
+
+    describe_srf(path)
+    check_coverage(read_srf(path, np.linspace(450, 900, 5), None, 5), drop=True)
+
+
+def _read_psf(path: Path) -> None:
+    from spectralift_cli.core.formats.kernels import read_psf
+
+    read_psf(path)
+
+
+def _read_wavelengths(path: Path) -> None:
+    from spectralift_cli.core.formats.spectral import read_wavelengths
+
+    read_wavelengths(path)
+
+
+def _table(header: str, columns: int, rows: int) -> str:
+    lines = [header] if header else []
+    for row in range(rows):
+        cells = [str(400 + 50 * row)] if header else []
+        lines.append(",".join(cells + [f"{(row * 7 + c) % 5 / 4}" for c in range(columns)]))
+    return "\n".join(lines) + "\n"
+
+
+CUBES = {
+    "npy": Target(_cube(".npy"), read_cube),
+    "npz": Target(_cube(".npz"), read_cube),
+    "mat5": Target(_cube(".mat", VERSION="5"), read_cube),
+    "mat73": Target(_cube(".mat", VERSION="7.3"), read_cube, share=0.3),
+    "hdf5": Target(_cube(".h5"), read_cube, share=0.3),
+    "geotiff": Target(_cube(".tif"), read_cube),
+    "tiff-stack": Target(_tiff_stack, read_cube),
+    "envi": Target(_cube(".hdr"), read_cube),
+    "zarr": Target(_cube(".zarr"), read_cube),
+}
+TARGETS = {
+    **CUBES,
+    "checkpoint": Target(_checkpoint, _read_checkpoint),
+    "state": Target(_state, _read_state),
+    "scene": Target(_scene, _read_scene),
+    "config-native": Target(_text("c.yaml", NATIVE), _read_config),
+    "config-flat": Target(_text("c.json", json.dumps(FLAT, indent=1)), _read_config),
+    "srf-curve": Target(_text("s.csv", _table("wavelength_nm,a,b", 2, 12)), _read_srf),
+    "srf-matrix": Target(_text("s.csv", _table("", 5, 2)), _read_srf),
+    "psf": Target(_text("p.csv", _table("", 5, 5)), _read_psf),
+    "wavelengths": Target(_text("w.txt", "450 10\n560 11.5\n670 12\n"), _read_wavelengths),
+}
