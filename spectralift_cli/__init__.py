@@ -25,9 +25,17 @@ _API = {
         "spectralift_cli.core.stages",
     ),
     **dict.fromkeys(
-        ("SynthConfig", "TrainConfig", "InferConfig", "MetricsConfig", "ReportConfig"),
+        (
+            "SynthConfig",
+            "TrainConfig",
+            "InferConfig",
+            "RefineConfig",
+            "MetricsConfig",
+            "ReportConfig",
+        ),
         "spectralift_cli.core.config",
     ),
+    **dict.fromkeys(("refine", "infer_refined", "RefineInputs"), "spectralift_cli.core.refining"),
     **dict.fromkeys(
         ("open_cube", "create_cube", "read_cube", "write_cube"), "spectralift_cli.core.formats"
     ),
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
     from spectralift_cli.core.config import (
         InferConfig,
         MetricsConfig,
+        RefineConfig,
         ReportConfig,
         SynthConfig,
         TrainConfig,
@@ -61,6 +70,7 @@ if TYPE_CHECKING:
     from spectralift_cli.core.estimation.result import Estimate, read_estimate
     from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.refining import RefineInputs, infer_refined, refine
     from spectralift_cli.core.report.page import report
     from spectralift_cli.core.samples import write_sample
     from spectralift_cli.core.scene import Scene, open_scene

@@ -225,7 +225,8 @@ def test_verbose_0_says_nothing_and_warnings_name_the_final_folder(here: Path) -
     georeferenced = synthetic(ROWS, COLS, BANDS, crs="EPSG:32633")
     write_cube("geo.tif", georeferenced)
     values = {**NATIVE, "synth": {"cube": "geo.tif", "srf_wavelengths": "invented"}}
-    result = done(config("n.yaml", values), "--set", "synth.downsample_ratio=7", "-o", "o2")
+    result = done(config("n.yaml", values), "--set", "synth.downsample_ratio=7",
+                  "--set", "refine.enabled=false", "-o", "o2")  # fmt: skip
     report = json.loads(Path("o2/run.json").read_text())
     assert "the ratio 7 does not divide" in result.stderr
     assert len(report["warnings"]) == 1
@@ -243,6 +244,7 @@ def test_scene_and_loose_files_natively(here: Path) -> None:
         "schema": "spectralift.run/1",
         "train": {"lr_hsi": "a/scene/lr_hsi.h5", "hr_msi": "a/scene/hr_msi.h5",
                   "srf_file": "a/scene/srf.csv", **NATIVE["train"]},  # type: ignore[dict-item]
+        "refine": {"psf_file": "a/scene/psf.csv"},
     }  # fmt: skip
     done(config("l.yaml", loose), "-o", "l")
     np.testing.assert_allclose(

@@ -48,12 +48,11 @@ WRONG = [
     ({"synthetic": False, "lr_hsi_file": "a", "hr_msi_file": "b"}, (), "num_bands_msi"),
     ({"train": {"epochs": 5}}, (), "schema"),
     ({}, ("train.epoch=5",), "did you mean train.epochs?"),
-    ({}, ("refine.steps=5",), "not part of a run"),
+    ({}, ("report.steps=5",), "not part of a run"),
 ]
 WRONG_NATIVE = [
     ({"schema": "spectralift.run/2"}, (), "spectralift.run/1"),
     ({"trian": {}}, (), "did you mean train?"),
-    ({"refine": {}}, (), "not part of a run"),
     ({"report": {"points": 99}}, (), "points is 99"),
     ({}, ("report.titel=x",), "did you mean report.title"),
     ({}, ("epochs=5",), "did you mean train.epochs?"),

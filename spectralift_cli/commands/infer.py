@@ -158,7 +158,8 @@ def infer(
             both = refining.infer_refined(
                 model, image, output, config,
                 inputs=refining.refine_inputs(
-                    model, image, lr_hsi=lr_hsi, psf_file=psf_file, reading=reading
+                    model, image, lr_hsi=lr_hsi, psf_file=psf_file, estimate=estimate,
+                    reading=reading,
                 ),
                 stored=stored, batch_size=inference_batch_size, reading=reading,
                 execution=stages.Execution(device, threads, progress), overwrite=overwrite,

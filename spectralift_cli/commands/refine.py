@@ -51,6 +51,7 @@ def refine(
             help="Point spread function on the HR grid: .csv, .npy, .mat, ...",
         ),
     ] = None,
+    estimate: options.Estimate = None,
     var: options.Var = None,
     axis_order: options.AxisOrder = None,
     memory: Annotated[
@@ -75,7 +76,7 @@ def refine(
 
     with options.stdin_as_file(srf_file) as srf_path:
         inputs = refining.RefineInputs(
-            scene, lr_hsi, hr_msi, ResponseChoice(srf_path), model, psf_file,
+            scene, lr_hsi, hr_msi, ResponseChoice(srf_path), model, psf_file, estimate,
             Reading(var, axis_order, None, memory_bytes),
         )  # fmt: skip
         if dry_run:

@@ -12,8 +12,10 @@ from typing import Any
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.config import InferConfig, RefineConfig
-from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import CubeReader, FloatArray, Progress, no_progress
 from spectralift_cli.core.errors import OptionError
+from spectralift_cli.core.estimation.apply import check_estimate
+from spectralift_cli.core.estimation.result import Estimate, read_estimate
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferResult
@@ -21,6 +23,7 @@ from spectralift_cli.core.msi_bands import without_dropped
 from spectralift_cli.core.outputs import Staging
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.refinement.refine import (
     Optical,
     RefinePlan,
@@ -53,6 +56,8 @@ class RefineInputs:
         response: where the spectral response comes from, for loose files.
         model: a checkpoint that knows the response, in its place.
         psf_file: point spread function; None for the scene's, or to find one from the images.
+        estimate: file of what was estimated from both images, of which what it marks as used
+            applies: kernel, shift, radiometry, and the response where no other is given.
         reading: how to read the cube.
         lr_reading: how to read a loose LR-HSI.
         msi_reading: how to read a loose HR-MSI.
@@ -64,6 +69,7 @@ class RefineInputs:
     response: ResponseChoice = field(default_factory=ResponseChoice)
     model: Path | None = None
     psf_file: Path | None = None
+    estimate: Path | None = None
     reading: Reading = _AS_FOUND
     lr_reading: Reading = _AS_FOUND
     msi_reading: Reading = _AS_FOUND
@@ -97,8 +103,9 @@ def refine(
     """
     with _open_refining(cube, inputs) as opened:
         return refine_cube(
-            opened.cube, opened.lr_hsi, opened.hr_msi, opened.srf, opened.placement, Path(output),
-            config or RefineConfig(), optical=opened.optical, options=options,
+            opened.cube, opened.lr_hsi, opened.hr_msi, opened.relation.srf,
+            opened.relation.placement, Path(output), config or RefineConfig(),
+            optical=opened.relation.optical, radiometry=opened.relation.radiometry, options=options,
             memory_bytes=inputs.reading.memory_bytes, inputs=opened.identities(),
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
@@ -108,9 +115,32 @@ def plan_refine(cube: AnyPath, inputs: RefineInputs) -> RefinePlan:
     """Return what `refine` would do and need."""
     with _open_refining(cube, inputs) as opened:
         return plan_refinement(
-            opened.cube, opened.lr_hsi, opened.hr_msi, opened.srf, opened.placement,
-            optical=opened.optical, memory_bytes=inputs.reading.memory_bytes,
+            opened.cube, opened.lr_hsi, opened.hr_msi, opened.relation.srf,
+            opened.relation.placement, optical=opened.relation.optical, memory_bytes=inputs.reading.memory_bytes,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Relation:
+    """How two images relate, as far as it is known, and the files that say so."""
+
+    srf: Srf
+    placement: Placement
+    optical: Optical = field(default_factory=Optical)
+    radiometry: Radiometry | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    def with_psf(self, psf: FloatArray, includes_footprint: bool, file: Path) -> _Relation:
+        """Return the relation with a kernel."""
+        return dataclasses.replace(
+            self, optical=Optical(psf, includes_footprint), files={**self.files, "psf": file}
+        )
+
+    def displaced(self, shift_px: tuple[float, float], radiometry: Radiometry | None) -> _Relation:
+        """Return the relation with a shift in LR pixels and a radiometry that somebody found."""
+        return dataclasses.replace(
+            self, placement=self.placement.shifted(shift_px), radiometry=radiometry
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +150,14 @@ class _Refining:
     cube: CubeReader
     lr_hsi: CubeReader
     hr_msi: CubeReader
-    srf: Srf
-    placement: Placement
-    optical: Optical
-    files: Mapping[str, Path]
+    relation: _Relation
 
     def identities(self) -> dict[str, Any]:
         """Return what identifies the inputs."""
         cubes = {"cube": self.cube, "lr_hsi": self.lr_hsi, "hr_msi": self.hr_msi}
         return {
             **{role: identity(*reader.files) for role, reader in cubes.items()},
-            **{role: identity(path) for role, path in self.files.items()},
+            **{role: identity(path) for role, path in self.relation.files.items()},
         }
 
 
@@ -140,6 +167,7 @@ def refine_inputs(
     *,
     lr_hsi: Path | None = None,
     psf_file: Path | None = None,
+    estimate: Path | None = None,
     reading: Reading = _AS_FOUND,
 ) -> RefineInputs:
     """Return what the cube that `infer` makes of an image is refined with.
@@ -149,6 +177,7 @@ def refine_inputs(
         image: the HR-MSI, or a scene.
         lr_hsi: the blurry hyperspectral image; None for the scene's.
         psf_file: see `RefineInputs`.
+        estimate: see `RefineInputs`.
         reading: how to read the HR-MSI.
 
     Raises:
@@ -159,13 +188,16 @@ def refine_inputs(
     if scene is not None:
         if lr_hsi is not None:
             raise OptionError("a scene excludes --lr-hsi", "a scene brings its own files")
-        return RefineInputs(scene=scene.folder, psf_file=psf_file, reading=memory)
+        return RefineInputs(
+            scene=scene.folder, psf_file=psf_file, estimate=estimate, reading=memory
+        )
     if lr_hsi is None:
         raise OptionError(
             "--refine needs the blurry hyperspectral image, too", "give --lr-hsi FILE, or a scene"
         )
     return RefineInputs(
-        lr_hsi=lr_hsi, hr_msi=path, model=Path(model), psf_file=psf_file, reading=memory,
+        lr_hsi=lr_hsi, hr_msi=path, model=Path(model), psf_file=psf_file,
+        estimate=estimate, reading=memory,
         lr_reading=memory, msi_reading=reading,
     )  # fmt: skip
 
@@ -219,7 +251,7 @@ def infer_refined(
         inferred = infer(
             model, image, estimate, config,
             stored=dataclasses.replace(stored, options=None), batch_size=batch_size,
-            reading=reading, execution=execution,
+            reading=reading, execution=execution, estimate=inputs.estimate,
         )  # fmt: skip
         refined = refine(
             estimate, inputs, output, refining, options=stored.options, overwrite=overwrite,
@@ -239,44 +271,62 @@ def _open_refining(cube: AnyPath, inputs: RefineInputs) -> Iterator[_Refining]:
             "the images that the cube stands for are not known",
             "give --scene SCENE, or --lr-hsi FILE and --hr-msi FILE",
         )
+    if inputs.psf_file is not None and inputs.estimate is not None:
+        raise OptionError("--psf-file and --estimate exclude each other", "give one of them")
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(inputs.reading.open(cube))
-        scene = None if inputs.scene is None else open_scene(inputs.scene)
-        if scene is not None:
+        estimate = None if inputs.estimate is None else read_estimate(inputs.estimate)
+        if inputs.scene is not None:
+            scene = open_scene(inputs.scene)
             lr, sharp = (stack.enter_context(scene.open(role)) for role in ("lr_hsi", "hr_msi"))
-            srf = read_srf(
-                scene.path("srf"), lr.meta.wavelengths_nm, lr.meta.fwhm_nm, lr.meta.bands
-            )
-            placement = pairs.scene_placement(scene, lr.meta, sharp.meta)
-            files = {"srf": scene.path("srf")}
+            relation = _of_scene(scene, lr, sharp)
         else:
             lr = stack.enter_context(inputs.lr_reading.open(str(inputs.lr_hsi)))
             sharp = stack.enter_context(inputs.msi_reading.open(str(inputs.hr_msi), allow_2d=True))
-            srf, files = _response_of(inputs, lr)
-            sharp = without_dropped(sharp, srf)
-            placement = place(lr.meta, sharp.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
-        optical, psf_file = _blur_of(inputs, scene)
-        if psf_file is not None:
-            files["psf"] = psf_file
-        yield _Refining(reader, lr, sharp, srf, placement, optical, files)
+            relation = _of_files(inputs, lr, sharp, estimate)
+        if inputs.psf_file is not None:
+            relation = relation.with_psf(read_psf(inputs.psf_file), False, inputs.psf_file)
+        if estimate is not None and inputs.estimate is not None:
+            relation = _estimated(relation, estimate, lr, inputs.estimate)
+        sharp = without_dropped(sharp, relation.srf)
+        yield _Refining(reader, lr, sharp, relation)
 
 
-def _response_of(inputs: RefineInputs, lr: CubeReader) -> tuple[Srf, dict[str, Path]]:
-    if inputs.model is None:
-        srf = pairs.find_response(inputs.response, lr.meta, inputs.lr_hsi)
-        file = inputs.response.srf_file
-        return srf, {} if file is None else {"srf": file}
-    if inputs.response != ResponseChoice():
-        raise OptionError(
-            "the model knows the response already", "leave --srf-file and its like out, or --model"
-        )
-    return load_checkpoint(inputs.model).srf, {"model": inputs.model}
+def _of_scene(scene: Scene, lr: CubeReader, sharp: CubeReader) -> _Relation:
+    path = scene.path("srf")
+    srf = read_srf(path, lr.meta.wavelengths_nm, lr.meta.fwhm_nm, lr.meta.bands)
+    placement = pairs.scene_placement(scene, lr.meta, sharp.meta)
+    relation = _Relation(srf, placement, files={"srf": path})
+    if not scene.has("psf"):
+        return relation
+    psf = scene.path("psf")
+    return relation.with_psf(read_psf(psf), scene.psf_includes_footprint, psf)
 
 
-def _blur_of(inputs: RefineInputs, scene: Scene | None) -> tuple[Optical, Path | None]:
-    if inputs.psf_file is not None:
-        return Optical(read_psf(inputs.psf_file)), inputs.psf_file
-    if scene is not None and scene.has("psf"):
-        path = scene.path("psf")
-        return Optical(read_psf(path), scene.psf_includes_footprint), path
-    return Optical(), None
+def _of_files(
+    inputs: RefineInputs, lr: CubeReader, sharp: CubeReader, estimate: Estimate | None
+) -> _Relation:
+    placement = place(lr.meta, sharp.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
+    if inputs.model is not None:
+        if inputs.response != ResponseChoice():
+            raise OptionError(
+                "the model knows the response already",
+                "leave --srf-file and its like out, or --model",
+            )
+        checkpoint = load_checkpoint(inputs.model)
+        relation = _Relation(checkpoint.srf, placement, files={"model": inputs.model})
+        return relation.displaced(checkpoint.shift_px, checkpoint.radiometry)
+    if estimate is not None and estimate.srf is not None and not inputs.response.srf_file:
+        return _Relation(estimate.srf, placement)
+    srf = pairs.find_response(inputs.response, lr.meta, inputs.lr_hsi, sharp.meta, inputs.hr_msi)
+    file = inputs.response.srf_file
+    return _Relation(srf, placement, files={} if file is None else {"srf": file})
+
+
+def _estimated(relation: _Relation, estimate: Estimate, lr: CubeReader, source: Path) -> _Relation:
+    """Return the relation with what an estimate marks as used: radiometry, shift and kernel."""
+    check_estimate(estimate, lr.meta, relation.srf, source)
+    found = dataclasses.replace(relation, files={**relation.files, "estimate": source})
+    found = found.displaced(estimate.shift_px, estimate.radiometry)
+    psf = estimate.effective_psf
+    return found if psf is None else dataclasses.replace(found, optical=Optical(psf, True))

@@ -1,4 +1,4 @@
-"""Accuracy of the presets on the suite: `python -m tests.bench.accuracy`, or `make bench-accuracy`.
+"""Accuracy of the presets on the suite, and of `refine` after `auto`: `python -m tests.bench.accuracy`, or `make bench-accuracy`.
 
 Scenes: Indian Pines always (from the samples extra), the others where the folder SPECTRALIFT_SCENES
 holds them. Every case is degraded by the core's own synthesis, fitted over several seeds and scored
@@ -115,13 +115,14 @@ def measure(case: Case, preset: str, effort: str, seed: int, folder: str) -> dic
 
     from spectralift_cli.core import stages
     from spectralift_cli.core.config import TrainConfig
+    from spectralift_cli.core.refining import RefineInputs, infer_refined
 
     torch.set_num_threads(1)
     # the first call of an optimiser or a decomposition loads libraries, as an import does
     torch.linalg.eigh(torch.eye(3, dtype=torch.float64))
     scene = degraded(case, Path(folder))
-    options: dict[str, Any] = {"preset": preset, "seed": seed}
-    if preset == "auto":
+    options: dict[str, Any] = {"preset": "auto" if preset == "refine" else preset, "seed": seed}
+    if preset != "paper":
         options["effort"] = effort
     with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -132,7 +133,13 @@ def measure(case: Case, preset: str, effort: str, seed: int, folder: str) -> dic
             execution=stages.Execution("cpu", int(os.environ.get("BENCH_THREADS", "2"))),
         )  # fmt: skip
         seconds = time.perf_counter() - started
-        stages.infer(model, scene, sharp, execution=stages.Execution("cpu", 1))
+        if preset == "refine":
+            infer_refined(
+                model, scene, sharp, inputs=RefineInputs(scene=scene),
+                execution=stages.Execution("cpu", 1),
+            )  # fmt: skip
+        else:
+            stages.infer(model, scene, sharp, execution=stages.Execution("cpu", 1))
         scores = stages.evaluate(scene, sharp).to_json()
     return {
         "case": case.name, "preset": preset, "effort": effort, "seed": seed,
@@ -245,24 +252,30 @@ def table(rows: Sequence[dict[str, str]], efforts: Sequence[str], note: str = ""
         if not auto:
             continue
         both = [case.name for case in suite() if case.name in auto]
+        after = means(rows, "refine", effort)
         seconds = sorted(auto[case].scores["train_s"] for case in both)
         lines += ["", f"## `--effort {effort}`", "", *summary(paper, auto), ""]
+        if after:
+            lines += ["Then `refine`, against `paper`:", "", *summary(paper, after), ""]
+            lines += ["Then `refine`, against `auto`:", "", *summary(auto, after), ""]
         lines += [
             f"Training: median {statistics.median(seconds):.1f} s, longest {seconds[-1]:.1f} s.",
             "",
         ]
         lines += [
-            "| case | PSNR paper | auto | SAM paper | auto | ERGAS paper | auto | SSIM paper | auto "
-            "| s paper | auto | chosen |",
-            "| --- " * 12 + "|",
+            "| case | PSNR paper | auto | refine | SAM paper | auto | refine | ERGAS paper | auto "
+            "| refine | SSIM paper | auto | refine | s paper | auto | chosen |",
+            "| --- " * 16 + "|",
         ]
         for case in both:
             one = auto[case]
-            other = paper.get(case)
+            other, third = paper.get(case), after.get(case)
             cells = []
             for name, digits in zip(_SCORES, (2, 2, 2, 4, 1), strict=True):
                 cells.append("" if other is None else f"{other.scores[name]:.{digits}f}")
                 cells.append(f"{one.scores[name]:.{digits}f}")
+                if name != "train_s":
+                    cells.append("" if third is None else f"{third.scores[name]:.{digits}f}")
             cells[0] += "" if other is None else f" ± {other.spread_db:.2f}"
             cells[1] += f" ± {one.spread_db:.2f}"
             lines.append(f"| {case} | " + " | ".join(cells) + f" | {one.chosen} |")
@@ -272,7 +285,7 @@ def table(rows: Sequence[dict[str, str]], efforts: Sequence[str], note: str = ""
 def main(words: Sequence[str] | None = None) -> int:
     """Measure what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", nargs="+", default=["paper", "auto"])
+    parser.add_argument("--presets", nargs="+", default=["paper", "auto", "refine"])
     parser.add_argument("--efforts", nargs="+", default=["default"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cases", default="", help="regular expression")
@@ -289,7 +302,7 @@ def main(words: Sequence[str] | None = None) -> int:
     work = [
         (case, preset, effort, seed)
         for preset in given.presets
-        for effort in (given.efforts if preset == "auto" else [""])
+        for effort in ([""] if preset == "paper" else given.efforts)
         for seed in given.seeds
         for case in cases
         if (case.name, preset, effort, str(seed)) not in done

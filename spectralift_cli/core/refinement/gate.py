@@ -24,7 +24,8 @@ Floats32 = NDArray[np.float32]
 _BLOCK, _PERIOD = 2, 3
 # of the nine ways to deal the blocks; diagonals first, so that any three cover rows and columns
 _ORDER = (0, 4, 8, 1, 5, 6, 2, 3, 7)
-_MANY = 4000  # LR pixels, from which three of them are enough
+# LR pixels from which three of them are enough, and from which one is
+_MANY, _VERY_MANY = 4000, 100_000
 _NEARLY_ALL = 0.9
 _TOLERANCE = 1e-3  # of the solver, which judges and is not the result
 
@@ -74,7 +75,8 @@ def judge(gram: Gram, variances: FloatArray, residual: Floats32, first: Floats32
     """
     use = gram.use
     folds, blocks = _deal(use.shape)
-    splits = _ORDER if len(residual) < _MANY else _ORDER[:3]
+    count = len(residual)
+    splits = _ORDER[: 9 if count < _MANY else 3 if count < _VERY_MANY else 1]
     gains: dict[int, tuple[float, float, float]] = {}
     held_pixels = 0
     rest = residual - first

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, row_blocks
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.placement import Placement
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.refinement.weights import HALO_PX, brightness, contrast, weights
 from spectralift_cli.core.sensors.response import Srf
 
@@ -31,10 +32,14 @@ class HeldCube:
     Args:
         reader: the cube.
         limit_bytes: the most to keep.
+        radiometry: gain and offset that values are brought to, or None.
     """
 
-    def __init__(self, reader: CubeReader, limit_bytes: int) -> None:
+    def __init__(
+        self, reader: CubeReader, limit_bytes: int, radiometry: Radiometry | None = None
+    ) -> None:
         self.reader = reader
+        self._radiometry = radiometry
         self._held: Floats32 | None = None
         rows, cols, bands = reader.meta.shape
         self._fits = rows * cols * bands * 4 <= limit_bytes
@@ -55,12 +60,16 @@ class HeldCube:
     def read(self, rows: slice) -> Floats32:
         """Return units (n, cols, bands), NaN in holes."""
         if not self._fits:
-            return self.reader.read_units(rows)
+            return self._units(rows)
         if self._held is None:
             self._held = np.empty(self.reader.meta.shape, np.float32)
             for part in row_blocks(self.reader.meta.rows, self._height):
-                self._held[part] = self.reader.read_units(part)
+                self._held[part] = self._units(part)
         return self._held[rows]
+
+    def _units(self, rows: slice) -> Floats32:
+        units = self.reader.read_units(rows)
+        return units if self._radiometry is None else self._radiometry.apply(units)
 
     def blocks(self) -> Iterator[tuple[slice, Floats32]]:
         """Yield (rows, units) from top to bottom."""

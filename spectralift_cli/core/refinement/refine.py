@@ -26,6 +26,7 @@ from spectralift_cli.core.errors import SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import provenance
 from spectralift_cli.core.placement import Placement
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.refinement.gate import UNGATED, Verdict, judge
 from spectralift_cli.core.refinement.images import (
     HeldCube,
@@ -193,6 +194,7 @@ def refine(
     config: RefineConfig,
     *,
     optical: Optical = Optical(),
+    radiometry: Radiometry | None = None,
     memory_bytes: int | None = None,
     overwrite: bool = False,
     options: Mapping[str, str] | None = None,
@@ -210,6 +212,7 @@ def refine(
         output: where; the ending chooses the format.
         config: how.
         optical: the blur, as far as it is known.
+        radiometry: what brings the HR-MSI into the LR-HSI's, where they differ.
         memory_bytes: the most to take; None for half of what is free. Changes no byte.
         overwrite: replace an existing output.
         options: creation options of the format.
@@ -235,7 +238,7 @@ def refine(
         create_cube(output, meta, options=options, overwrite=overwrite) as writer,
     ):
         cube = HeldCube(estimate, limit // 4)
-        msi = HeldCube(hr_msi, limit // 8)
+        msi = HeldCube(hr_msi, limit // 8, radiometry)
         work = _Refinement(cube, HeldCube(lr_hsi, limit // 8), msi, srf, placement, optical, config)
         done.add(rows)
         work.look_at_lr(done)
