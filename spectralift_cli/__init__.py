@@ -36,6 +36,8 @@ _API = {
     **dict.fromkeys(("Checkpoint", "load_checkpoint"), "spectralift_cli.core.checkpoint"),
     **dict.fromkeys(("SpectraliftError", "SpectraliftWarning"), "spectralift_cli.core.errors"),
     "ResponseChoice": "spectralift_cli.core.pairs",
+    "validate": "spectralift_cli.core.validation.validate",
+    "ValidateInputs": "spectralift_cli.core.validation.inputs",
     "write_sample": "spectralift_cli.core.samples",
     "convert": "spectralift_cli.core.convert",
 }
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
         synth,
         train,
     )
+    from spectralift_cli.core.validation.inputs import ValidateInputs
+    from spectralift_cli.core.validation.validate import validate
 
 
 def __getattr__(name: str) -> Any:

@@ -211,7 +211,8 @@ def test_loose_files_without_wavelengths_with_holes(tmp_path: Path, bands: int) 
     )  # fmt: skip
     found = validate(inputs, LINEAR, result=tmp_path / "result.npy")
     assert found.psf == "psf.csv"
-    assert found.section("lr_hsi").values["rmse"] < 1e-3
+    # values are some 500; an LR pixel whose view holds a hole in less than a hundredth is kept
+    assert found.section("lr_hsi").values["rmse"] < 0.05
     assert found.section("hr_msi").values["rmse"] < (20 if msi == 1 else 0.5)  # a hole, rounding
     assert np.isfinite(found.section("reduced").values["psnr_db"])
     json.dumps(found.to_json(), allow_nan=False)
