@@ -46,6 +46,8 @@ _API = {
     "ResponseChoice": "spectralift_cli.core.pairs",
     **dict.fromkeys(("estimate", "EstimateInputs"), "spectralift_cli.core.estimation.estimate"),
     **dict.fromkeys(("Estimate", "read_estimate"), "spectralift_cli.core.estimation.result"),
+    "validate": "spectralift_cli.core.validation.validate",
+    "ValidateInputs": "spectralift_cli.core.validation.inputs",
     "write_sample": "spectralift_cli.core.samples",
     "convert": "spectralift_cli.core.convert",
     "report": "spectralift_cli.core.report.page",
@@ -84,6 +86,8 @@ if TYPE_CHECKING:
         synth,
         train,
     )
+    from spectralift_cli.core.validation.inputs import ValidateInputs
+    from spectralift_cli.core.validation.validate import validate
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -211,7 +210,8 @@ def test_loose_files_without_wavelengths_with_holes(tmp_path: Path, bands: int) 
     )  # fmt: skip
     found = validate(inputs, LINEAR, result=tmp_path / "result.npy")
     assert found.psf == "psf.csv"
-    assert found.section("lr_hsi").values["rmse"] < 1e-3
+    # values are some 500; an LR pixel whose view holds a hole in less than a hundredth is kept
+    assert found.section("lr_hsi").values["rmse"] < 0.05
     assert found.section("hr_msi").values["rmse"] < (20 if msi == 1 else 0.5)  # a hole, rounding
     assert np.isfinite(found.section("reduced").values["psnr_db"])
     json.dumps(found.to_json(), allow_nan=False)
@@ -264,8 +264,8 @@ def test_command_writes_maps_and_one_document(
     assert kept["sections"] == document["sections"]
     for section in ("lr_hsi", "hr_msi"):
         folder = maps / document["sections"][section]["maps"]
-        with rasterio.open(folder / "rmse.tif") as dataset:
-            assert dataset.shape == ((16, 18) if section == "lr_hsi" else (64, 72))
+        shape = (16, 18, 1) if section == "lr_hsi" else (64, 72, 1)
+        assert sl.read_cube(folder / "rmse.tif").meta.shape == shape
         assert (folder / "sam_deg.png").stat().st_size > 1000
     again = spectralift(*words, "--no-reduced")
     assert again.returncode == 4
