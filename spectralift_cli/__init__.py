@@ -38,6 +38,8 @@ _API = {
     "ResponseChoice": "spectralift_cli.core.pairs",
     "write_sample": "spectralift_cli.core.samples",
     "convert": "spectralift_cli.core.convert",
+    "QuicklookConfig": "spectralift_cli.core.config",
+    "quicklook": "spectralift_cli.core.pictures.files",
     "report": "spectralift_cli.core.report.page",
 }
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from spectralift_cli.core.config import (
         InferConfig,
         MetricsConfig,
+        QuicklookConfig,
         ReportConfig,
         SynthConfig,
         TrainConfig,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from spectralift_cli.core.errors import SpectraliftError, SpectraliftWarning
     from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.pictures.files import quicklook
     from spectralift_cli.core.report.page import report
     from spectralift_cli.core.samples import write_sample
     from spectralift_cli.core.scene import Scene, open_scene
