@@ -163,6 +163,7 @@ def _write_image(path: Path, image: np.ndarray, hr_shape: Sequence[int]) -> None
     np.savez(path, cube=image, spectralift=json.dumps(place))
 
 
-# what `hyperbench run` finds: the preset auto by default, the published network by --pipeline-name
+# what `hyperbench run` finds: the preset auto by default, the others by --pipeline-name
 pipeline = SpectraLift()
-paper = SpectraLift(train=("--preset", "paper"))
+paper = SpectraLift(train=("--preset", "paper"))  # the published network and training
+refined = SpectraLift(infer=("--refine", "--lr-hsi", "lr_hsi.npz"))  # finds the PSF itself
