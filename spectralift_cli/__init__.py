@@ -50,6 +50,8 @@ _API = {
     "ValidateInputs": "spectralift_cli.core.validation.inputs",
     "write_sample": "spectralift_cli.core.samples",
     "convert": "spectralift_cli.core.convert",
+    "QuicklookConfig": "spectralift_cli.core.config",
+    "quicklook": "spectralift_cli.core.pictures.files",
     "report": "spectralift_cli.core.report.page",
 }
 
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from spectralift_cli.core.config import (
         InferConfig,
         MetricsConfig,
+        QuicklookConfig,
         RefineConfig,
         ReportConfig,
         SynthConfig,
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from spectralift_cli.core.estimation.result import Estimate, read_estimate
     from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.pictures.files import quicklook
     from spectralift_cli.core.refining import RefineInputs, infer_refined, refine
     from spectralift_cli.core.report.page import report
     from spectralift_cli.core.samples import write_sample

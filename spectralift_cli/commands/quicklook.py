@@ -1,9 +1,9 @@
-"""`spectralift quicklook`: a cube as a colour picture."""
+"""`spectralift quicklook`: a cube, or an image of a scene, as a colour picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ from spectralift_cli.core.config import QuicklookConfig
 @command
 def quicklook(
     console: Console,
-    cube: options.InputCube,
+    cube: Annotated[Path, typer.Argument(metavar="CUBE|SCENE", help="Cube, or a scene's folder.")],
     output: Annotated[
         Path,
         typer.Option(
@@ -27,10 +27,16 @@ def quicklook(
         ),
     ],
     config: QuicklookConfig,
+    role: Annotated[
+        Literal["lr_hsi", "hr_msi", "gt"] | None,
+        typer.Option(help="Which image of a scene.", show_default="hr_msi"),
+    ] = None,
     like: Annotated[
         Path | None,
         typer.Option(
-            metavar="CUBE", help="Draw with the mode and the stretch (in units) of another cube."
+            metavar="CUBE|SCENE",
+            help="Draw with the mode and the stretch (in units) of another cube, or of a scene's "
+            "HR-MSI.",
         ),
     ] = None,
     world_file: Annotated[
@@ -49,29 +55,18 @@ def quicklook(
 ) -> Result:
     """Draw a cube in colour: CIE true colour, or false colour where it lacks the visible.
 
-    Holes are transparent. Of a very large cube only some rows are read.
+    Of a scene, the image that --role names is drawn. Holes are transparent. Of a very large cube
+    only some rows are read.
     """
     memory_bytes = options.parse_size(memory)
 
-    import contextlib
+    from spectralift_cli.core.pictures.files import quicklook as draw
 
-    from spectralift_cli.core.formats import open_cube
-    from spectralift_cli.core.pictures.rgb import write_quicklook
-
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(
-            open_cube(
-                cube, var=var, axis_order=axis_order, wavelengths=wavelengths, allow_2d=True,
-                memory_bytes=memory_bytes,
-            )
-        )  # fmt: skip
-        other = None
-        if like is not None:
-            other = stack.enter_context(open_cube(like, allow_2d=True, memory_bytes=memory_bytes))
-        progress = stack.enter_context(console.progress(f"quicklook {cube.name}"))
-        picture, files = write_quicklook(
-            reader, output, config, like=other, world_file=world_file, overwrite=overwrite,
-            progress=progress,
+    with console.progress(f"quicklook {cube.name}") as progress:
+        picture, files = draw(
+            cube, output, config, role=role, like=like, world_file=world_file, var=var,
+            axis_order=axis_order, wavelengths=wavelengths, memory_bytes=memory_bytes,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
     console.say(picture.text)
     return Result(outputs=files, data=picture.record)
