@@ -259,6 +259,15 @@ def test_odd_shapes_are_fitted_and_say_so(
     assert np.isfinite(got).all()
 
 
+def test_pixels_along_the_borders_alone_leave_no_block_to_hold_out() -> None:
+    cube = image(20, 20, 6)
+    cube[2:-2, 2:-2] = np.nan
+    with pytest.warns(SpectraliftWarning, match="too scattered"):
+        found, _, _ = fitted(cube, 3)
+    assert found.model_name == "linear"
+    assert np.isfinite(found.scores["validation_rmse"])
+
+
 def test_constant_flat_duplicate_and_holey_images() -> None:
     constant = np.full((12, 12, 5), 0.25, np.float32)
     found, x, y = fitted(constant, 2)

@@ -90,17 +90,18 @@ def _fit_auto(
     progress: Progress,
 ) -> AutoFit:
     pixels = len(problem.x)
-    if config.model == "kernel" and pixels >= LEAST_PIXELS:
+    # where valid pixels lie only along the borders, no block of inner ones is left to hold out
+    few = pixels < LEAST_PIXELS or not problem.splits()
+    if config.model == "kernel" and not few:
         return _kernel(problem, config.seed, device)
     wanted = _OF_MODEL[config.model or "ensemble"]  # a kernel of few pixels is a line
     samples = {False: problem.pixel, True: problem.learning}
     wanted = tuple(name for name in wanted if samples[name.startswith("prior")] is not None)
-    few = pixels < LEAST_PIXELS
     if few or not wanted:
         if wanted != ("linear",):
             warnings.warn(
-                f"{pixels} LR pixels are too few to hold blocks of them out (at least "
-                f"{LEAST_PIXELS}): the linear model is fitted, its ridge chosen pixel by pixel",
+                f"{pixels} LR pixels are too few, or too scattered, to hold blocks of them out (at "
+                f"least {LEAST_PIXELS}): the linear model is fitted, its ridge chosen pixel by pixel",
                 SpectraliftWarning,
                 stacklevel=2,
             )
