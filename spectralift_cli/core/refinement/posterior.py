@@ -19,7 +19,10 @@ estimate's errors, so that small data terms leave the estimate as it is.
        z1_p = (m_p T) * w_p^2 / (1 + w_p^2 e) @ T^T P^T C,   C1 = C - C P T / (1 + e) T^T P^T C,
 
    and w_p^2 C1 is left of the covariance (exactly where w is constant; elsewhere the MSI's noise
-   is taken to vary with w, too, for this second step alone).
+   is taken to vary with w, too, for this second step alone). C is `strength` times what the LR
+   residual shows; z1 itself is taken with C / strength: a footprint's mean hides most of single
+   pixels' errors, yet what C's directions, learned from means, say of a single pixel's spectrum is
+   trusted less than its size (measured: with all of C, sands that no LR pixel showed went wrong).
 2. In the basis that makes N the identity and C1 diagonal, diag(s), coefficients decouple, and each
    is solved on the LR grid:
 

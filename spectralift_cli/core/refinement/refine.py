@@ -50,6 +50,7 @@ Floats32 = NDArray[np.float32]
 _MATCH_PIXELS = 2**22  # HR pixels that the PSF is compared on
 _PASSES = 4
 _BAD_MATCH = 2.0  # times the noise's power, from which a correction is worth a word
+_CLEARLY_BETTER = 0.5
 _GAIN_OFF = 0.02
 # standard deviations beyond which a pixel's MSI says that the prior does not hold there (rare
 # bright surfaces that no LR pixel showed): its correction grows no further
@@ -316,7 +317,14 @@ class _Refinement:
         )  # fmt: skip
         if optical.psf is None:
             return match(images, guess_psf(images))
-        return match(images, optical.psf, correct=not self.config.trust_psf)
+        given = match(images, optical.psf, correct=not self.config.trust_psf)
+        if self.config.trust_psf or given.after < _BAD_MATCH:
+            return given
+        # small steps from a kernel of quite another width may end short of what a fresh start finds
+        found = match(images, guess_psf(images))
+        if found.after > _CLEARLY_BETTER * given.after:
+            return given
+        return dataclasses.replace(found, before=given.before, steps=given.steps + found.steps)
 
     def look_at_lr(self, done: _Count) -> None:
         """Find what the LR-HSI says of the estimate, and from it the prior."""
