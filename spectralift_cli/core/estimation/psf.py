@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from scipy.ndimage import convolve
 from scipy.optimize import nnls
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
@@ -28,9 +29,11 @@ _LAMBDAS = tuple(10.0**exponent for exponent in np.arange(-7.0, 3.01, 0.5))
 _REACH = 2.75  # standard deviations of the Gaussian fit beyond the LR pixel's edge
 _ROUNDS = 3
 _CONSTRAINT = 1e4
+_LAGS = 3  # LR pixels over which errors may have something in common
 # L2 distance of other blurs' kernels from the nearest Gaussian's: .05 Moffat, .08 parabola
 _USUAL_DEVIATION = 0.1
 _MAX_HALF_PX = 127
+_MOST_KNOTS = 10  # to either side: more are fitted no better, and slowly
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +106,7 @@ def tents_for(placement: Placement, sigma_px: tuple[float, float], size: int | N
     spacing = max(1, round(min(placement.scale) / 4))
     reach = scale / 2 + _REACH * max(sigma_px) if size is None else (size - 1) / 2
     reach = min(reach, _MAX_HALF_PX)
+    spacing = max(spacing, int(np.ceil((reach + 1) / (_MOST_KNOTS + 1))))
     return Tents(max(1, int(np.ceil((reach + 1) / spacing)) - 1), spacing)
 
 
@@ -126,7 +130,7 @@ def fit_kernel(pair: ImagePair, y: FloatArray, joint: Joint, size: int | None = 
             "give images that share more ground, or a smaller --psf-size",
         )
     w = joint.weights[ok] + 1e-6  # pixels at the edge that the joint fit had to leave out
-    system = _System([a[ok].reshape(len(w), -1) for a in samples], y[ok], w, pair.blocks()[ok])
+    system = _System([a[ok].reshape(len(w), -1) for a in samples], y[ok], w, pair.blocks()[ok], ok)
     prior, penalty = _penalty(placement, tents, blurring.sigma_px)
     knots = tents.knots()
     centroid = np.stack(np.meshgrid(knots, knots, indexing="ij")).reshape(2, -1)
@@ -142,9 +146,10 @@ def fit_kernel(pair: ImagePair, y: FloatArray, joint: Joint, size: int | None = 
         fit = system.lines(coefficients / coefficients.sum())
     matrix = tents.matrix()
     spread = np.kron(matrix, matrix)  # (K K, J J)
-    covariance, lines = _errors(system, fit, smoothing, penalty, centroid)
     total = tents.spacing**2  # the sum of a tent's values
     values = (spread @ fit.coefficients / total).reshape(len(matrix), -1)
+    overlap = _overlap(values, placement.scale)
+    covariance, lines = _errors(system, fit, smoothing, penalty, centroid, overlap)
     variance = np.einsum("ij,jk,ik->i", spread, covariance, spread, optimize=True)
     std = np.sqrt(np.maximum(variance, 0)).reshape(values.shape) / total
     seen = np.full((*ok.shape, pair.msi_bands), np.nan)
@@ -178,12 +183,14 @@ class _System:
         targets: (n, M) the LR-HSI seen through the response.
         weights: (n,).
         labels: (n,) spatial blocks.
+        pixels: (h, w) which LR pixels they are.
     """
 
     designs: list[FloatArray]
     targets: FloatArray
     weights: FloatArray
     labels: IntArray
+    pixels: BoolArray
 
     @property
     def variance(self) -> FloatArray:
@@ -332,29 +339,30 @@ def _solve_positive(
 
 
 def _errors(
-    system: _System, fit: _Fit, smoothing: float, penalty: FloatArray, centroid: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+    system: _System, fit: _Fit, smoothing: float, penalty: FloatArray, centroid: FloatArray,
+    overlap: FloatArray,
+) -> tuple[FloatArray, FloatArray]:  # fmt: skip
     """Return the covariances of the coefficients and of (gains, offsets), each with the other's.
 
     The penalty is taken for a prior, so that what smoothing leaves out counts; it is not taken for
-    stronger than blurs that are no Gaussians warrant.
+    stronger than blurs that are no Gaussians warrant. The MSI's noise reaches all LR pixels whose
+    kernels overlap, so that neighbours err together; its share of the residuals is what neighbours
+    have in common.
     """
     bands, size = len(system.designs), fit.coefficients.size
     total = size + 2 * bands
     w, seen = system.weights, system.seen(fit.coefficients)
     residual = system.targets - fit.gain * seen - fit.offset
-    names = np.unique(system.labels)
-    normal, scores = np.zeros((total, total)), np.zeros((len(names), total))
+    normal = np.zeros((total, total))
+    rows = []
     for m, design in enumerate(system.designs):
-        rows = np.zeros((len(w), total))
-        rows[:, :size] = fit.gain[m] * design
-        rows[:, size + m] = seen[:, m]
-        rows[:, size + bands + m] = 1
-        rows *= (np.sqrt(w) / fit.noise[m])[:, None]
-        normal += rows.T @ rows
-        pull = rows * (residual[:, m] * np.sqrt(w) / fit.noise[m])[:, None]
-        for number, name in enumerate(names):
-            scores[number] += pull[system.labels == name].sum(axis=0)
+        row = np.zeros((len(w), total))
+        row[:, :size] = fit.gain[m] * design
+        row[:, size + m] = seen[:, m]
+        row[:, size + bands + m] = 1
+        row *= (np.sqrt(w) / fit.noise[m])[:, None]
+        normal += row.T @ row
+        rows.append(row)
     powers = np.linalg.eigvalsh(penalty)
     room = float((1 / powers[powers > 1e-9 * powers[-1]]).sum())
     loosest = room / (_USUAL_DEVIATION**2 * float(fit.coefficients @ fit.coefficients))
@@ -370,9 +378,46 @@ def _errors(
     inverse = np.linalg.pinv(inner * np.outer(scale, scale), rcond=1e-12, hermitian=True)
     inverse *= np.outer(scale, scale)
     posterior = basis @ inverse @ basis.T
-    moves = basis @ (inverse @ (basis.T @ scores.T))
-    clustered = (moves**2).sum(axis=1) * (len(names) / max(1, len(names) - 1))
-    # neighbours err together
-    ratio = clustered[size:] / np.maximum(np.diag(posterior)[size:], 1e-300)
-    posterior *= max(1.0, float(np.median(ratio)))
-    return posterior[:size, :size], posterior[size:, size:]
+    extra = np.zeros((2 * bands, 2 * bands))
+    for m, row in enumerate(rows):
+        influence = np.zeros((*system.pixels.shape, 2 * bands))
+        influence[system.pixels] = (row @ basis) @ (inverse @ basis[size:].T)
+        errors = np.zeros(system.pixels.shape)
+        errors[system.pixels] = residual[:, m] * np.sqrt(w) / fit.noise[m]
+        shared = _shared_variance(errors, system.pixels, overlap)
+        near = np.stack(
+            [convolve(influence[:, :, i], overlap, mode="constant") for i in range(2 * bands)],
+            axis=2,
+        )
+        extra += shared * np.einsum("yxi,yxj->ij", influence, near - influence)
+    lines = posterior[size:, size:]
+    ratio = np.maximum(1 + np.diag(extra) / np.maximum(np.diag(lines), 1e-300), 1)
+    return (
+        posterior[:size, :size] * float(np.median(ratio)),
+        lines * np.sqrt(np.outer(ratio, ratio)),
+    )
+
+
+def _overlap(kernel: FloatArray, scale: tuple[float, float]) -> FloatArray:
+    """Return (2 lag + 1, 2 lag + 1) the correlation of what white noise makes of two LR pixels."""
+    padded = np.pad(kernel, len(kernel) // 2 + 1)
+    power = np.abs(np.fft.rfft2(padded, [2 * n for n in padded.shape])) ** 2
+    both = np.fft.irfft2(power, [2 * n for n in padded.shape])
+    lags = [np.rint(np.arange(-_LAGS, _LAGS + 1) * s).astype(np.int64) for s in scale]
+    near = [np.abs(lag) < len(kernel) for lag in lags]
+    found = both[np.ix_(*(lag % n for lag, n in zip(lags, both.shape, strict=True)))]
+    return np.asarray(np.maximum(found, 0) * np.outer(*near) / both[0, 0])
+
+
+def _shared_variance(errors: FloatArray, pixels: BoolArray, overlap: FloatArray) -> float:
+    """Return which share of (h, w) standardised errors is noise that overlapping kernels share."""
+    middle = len(overlap) // 2
+    common, weight = 0.0, 0.0
+    for axis in (0, 1):
+        count = pixels.shape[axis] - 1
+        both = np.take(pixels, range(count), axis) & np.take(pixels, range(1, count + 1), axis)
+        product = np.take(errors, range(count), axis) * np.take(errors, range(1, count + 1), axis)
+        rho = float(overlap[middle + (axis == 0), middle + (axis == 1)])
+        common += rho * float(product.sum())
+        weight += rho**2 * float(both.sum())
+    return float(np.clip(common / max(weight, 1e-300), 0, 1)) if weight > 0 else 0.0
