@@ -2,8 +2,8 @@
 
 A real cross-sensor pair: response, radiometry and registration are the instruments' own. Fused by
 `train` (preset auto) and `infer` with the response from ALI's nominal band edges, the estimated one
-and HySure's, each with and without estimated gain and offset, and with and without the estimated
-shift; then with what `estimate` itself chose to use, and as published (both images scaled apart, at
+and HySure's, each with and without the gain and offset that are estimated for it, and with and without
+the estimated shift; then with what `estimate` itself chose to use, and as published (both images scaled apart, at
 their own 1st and 99th percentiles). The reference scores and never chooses.
 
 The output lies on the MSI's grid, the reference on the LR-HSI's. With the shift the MSI is therefore
@@ -89,7 +89,7 @@ def fuse(
     still = None
     if estimate is not None:  # the image has been moved already
         still = folder / "still.json"
-        still.write_text(json.dumps(parts_of(estimate, shift=False)))
+        still.write_text(json.dumps({**estimate, "shift": None}))
     sl.infer(
         folder / "m.safetensors", folder / "image.h5", folder / "sr.h5", estimate=still,
         overwrite=True,
@@ -146,22 +146,24 @@ def main() -> int:
 
         print(f"{'response, what is applied':32} {'psnr_db':>7} {'sam_deg':>7} {'ergas':>8}")
         report("published: scaled apart", as_published(folder, msi, nominal))
-        for name, choice in (("nominal", nominal), ("estimated", nominal), ("hysure", hysure)):
-            inputs = EstimateInputs(
-                lr_hsi=folder / "lr.h5", hr_msi=folder / "msi.h5", response=choice
-            )
-            if name == "estimated":
-                inputs = EstimateInputs(lr_hsi=folder / "lr.h5", hr_msi=folder / "msi.h5")
-            found = sl.estimate(inputs, folder / "e.json", overwrite=True).to_json()
-            for shift in (False, True):
-                for gain in (False, True):
-                    chosen = parts_of(found, shift=shift, gain=gain, srf=name == "estimated")
-                    title = " + ".join([name] + ["gain"] * gain + ["shift"] * shift)
-                    report(title, fuse(folder, msi, choice, chosen))
-            if name == "nominal":
-                for part in ("shift", "gain", "srf"):
-                    print("  ", found[part]["why"])
-                report("automatic choice", fuse(folder, msi, nominal, found))
+        files = {"lr_hsi": folder / "lr.h5", "hr_msi": folder / "msi.h5"}
+        unknown = sl.ResponseChoice()
+        for name, choice in (("nominal", nominal), ("estimated", unknown), ("hysure", hysure)):
+            inputs = EstimateInputs(**files, response=choice)
+            parts = ["gain", "srf"] if name == "estimated" else ["gain"]
+            for shift in ([], ["shift"]):
+                found = sl.estimate(
+                    inputs, folder / "e.json", parts=[*shift, *parts], overwrite=True
+                )
+                for gain in ([], ["gain"]):
+                    used = {part: part in (*shift, *gain, "srf") for part in (*shift, *parts)}
+                    chosen = parts_of(found.to_json(), **used)
+                    report(" + ".join([name, *gain, *shift]), fuse(folder, msi, choice, chosen))
+        inputs = EstimateInputs(**files, response=nominal)
+        document = sl.estimate(inputs, folder / "e.json", overwrite=True).to_json()
+        for part in ("shift", "gain", "srf"):
+            print("  ", document[part]["why"])
+        report("automatic choice", fuse(folder, msi, nominal, document))
     best = min(values["sam"] for name, values in rows if name != "automatic choice")
     chosen_sam = dict(rows)["automatic choice"]["sam"]
     print(f"automatic choice: {100 * (chosen_sam / best - 1):+.1f} % of the best SAM")

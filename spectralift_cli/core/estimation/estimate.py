@@ -102,7 +102,14 @@ def estimate(
     output = Path(output)
     _check_options(inputs, parts, psf_size, psf_png)
     named = [output] if psf_png is None else [output, Path(psf_png)]
+    others = [inputs.lr_hsi, inputs.hr_msi, inputs.response.srf_file, inputs.wavelengths]
+    taken = {path.resolve() for path in others if path is not None}
     for path in named:
+        if path.resolve() in taken:
+            raise OptionError(
+                f"{path} is named twice, as an output and as another file", "choose another name"
+            )
+        taken.add(path.resolve())
         if os.path.lexists(path) and not overwrite:
             raise OutputExistsError(f"{path}: exists already", "--overwrite replaces it")
     with _opened(inputs) as opened:
