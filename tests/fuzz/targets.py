@@ -254,7 +254,7 @@ def _read_estimate(path: Path) -> None:
     from spectralift_cli.core.estimation.result import read_estimate
 
     found = read_estimate(path)
-    found.to_text(), found.shift_px, found.effective_psf  # noqa: B018  they are computed
+    found.to_text(), found.shift_px, found.effective_psf
 
 
 def _validation(folder: Path) -> Path:
