@@ -43,8 +43,8 @@ from tests.conftest import Run
 
 EVIL = "<script>alert(1)</script>"
 ROWS, COLS, BANDS = 32, 24, 30
-SECTIONS = ["warnings", "inputs", "images", "spectra", "errors", "bands", "scores", "operators",
-            "model", "training", "settings", "provenance"]  # fmt: skip
+SECTIONS = ["warnings", "inputs", "images", "spectra", "errors", "bands", "scores", "agreement",
+            "refinement", "operators", "model", "training", "settings", "provenance"]  # fmt: skip
 
 
 def spectralift_run(*words: object) -> Result:

@@ -32,11 +32,30 @@ def report(
         Path | None,
         typer.Option(metavar="MODEL", help="The checkpoint behind it.", show_default="the run's"),
     ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CUBE",
+            help="Expected errors, of infer --uncertainty.",
+            show_default="the run's",
+        ),
+    ] = None,
+    estimate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON", help="What estimate wrote: shift, gain and offset, PSF with errors."
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="What validate --json or --maps wrote."),
+    ] = None,
     overwrite: options.Overwrite = False,
 ) -> Result:
     """Write one offline page: images, spectra, errors, scores, PSF, SRF, settings, provenance.
 
-    It holds everything it shows, needs no network and runs no script.
+    It tells how far the result agrees with both inputs, what refine decided, and what estimate,
+    validate and infer --uncertainty found where their files are given. It holds everything it shows, needs no network and runs no script.
     """
     if output.suffix.lower() not in _HTML:
         raise typer.BadParameter(f"{output}: the name of a page ends in .html")
@@ -45,8 +64,8 @@ def report(
 
     with console.progress(f"report {source.name}") as progress:
         made = write_report(
-            source, output, config, result=result, model=model, overwrite=overwrite,
-            progress=progress,
+            source, output, config, result=result, model=model, uncertainty=uncertainty,
+            estimate=estimate, validation=validation, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     data = {"title": made.title, "sections": list(made.sections), "size_bytes": made.size_bytes}
     return Result(outputs=[made.path], data=data)

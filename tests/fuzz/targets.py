@@ -230,6 +230,51 @@ def _read_wavelengths(path: Path) -> None:
     read_wavelengths(path)
 
 
+def _estimate(folder: Path) -> Path:
+    from spectralift_cli.core.estimation.parts import Findings, Gain, Psf, Response, Shift
+    from spectralift_cli.core.estimation.result import Estimate
+
+    m, b, judged = 2, 3, (True, "it pays", "fits well")
+    kernel, ends = np.full((3, 3), 1 / 9), np.zeros((m, 2))
+    found = Findings(
+        Shift(np.zeros(2), np.full(2, 0.1), np.zeros((2, 2)), *judged),
+        Psf(kernel, kernel / 9, np.ones(2), 0.1, *judged),
+        Gain(np.ones(m), np.ones(m), ends, np.zeros(m), np.ones(m), ends, *judged),
+        Response(np.full((m, b), 1 / b), np.zeros((m, b)), np.zeros(m), *judged),
+        np.ones(m), 9, 4,
+    )  # fmt: skip
+    nm = np.linspace(450, 650, b)
+    made = Estimate(found, ("a", "b"), b, nm, (0, 2), 3, (4.0, 4.0), {"steps": []})
+    path = folder / "estimate.json"
+    path.write_text(made.to_text())
+    return path
+
+
+def _read_estimate(path: Path) -> None:
+    from spectralift_cli.core.estimation.result import read_estimate
+
+    found = read_estimate(path)
+    found.to_text(), found.shift_px, found.effective_psf
+
+
+def _validation(folder: Path) -> Path:
+    from spectralift_cli.core.validation import figures
+
+    numbers = [figures.Figure("sam_deg", 1.5, "deg", "as usual", "small"),
+               figures.Figure("hqnr", float("nan"), "", "", "both", "too few pixels")]  # fmt: skip
+    section = figures.Section("lr_hsi", "a", "b", numbers, {"rmse": np.ones(3)}, "maps")
+    found = figures.Validation((section,), "assumed", {"steps": []})
+    path = folder / figures.DOCUMENT
+    path.write_text(json.dumps({"schema": figures.SCHEMA, **found.to_json()}))
+    return path
+
+
+def _read_validation(path: Path) -> None:
+    from spectralift_cli.core.validation.document import read_validation
+
+    read_validation(path).to_json()
+
+
 def _table(header: str, columns: int, rows: int) -> str:
     lines = [header] if header else []
     for row in range(rows):
@@ -260,6 +305,8 @@ TARGETS = {
     "scene": Target(_scene, _read_scene),
     "config-native": Target(_text("c.yaml", NATIVE), _read_config),
     "config-flat": Target(_text("c.json", json.dumps(FLAT, indent=1)), _read_config),
+    "estimate": Target(_estimate, _read_estimate),
+    "validation": Target(_validation, _read_validation),
     "srf-curve": Target(_text("s.csv", _table("wavelength_nm,a,b", 2, 12)), _read_srf),
     "srf-matrix": Target(_text("s.csv", _table("", 5, 2)), _read_srf),
     "psf": Target(_text("p.csv", _table("", 5, 5)), _read_psf),

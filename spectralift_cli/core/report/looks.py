@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from spectralift_cli.core.cube import FloatArray
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.pictures.style import CURVE_COLOURS, draw_curves, draw_map, styled
+from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.report.context import Context, Spectra
 from spectralift_cli.core.report.figures import figure_of, label_text, map_picture, picture, plot
 from spectralift_cli.core.report.material import IMAGES, finite
@@ -246,7 +247,7 @@ def operators(context: Context) -> list[Part] | None:
         if srf.num_msi_bands > _MOST_RESPONSES:
             captions.append(f"Shown: {_MOST_RESPONSES} of {srf.num_msi_bands} bands.")
     if context.material.psf is not None:
-        members.append(_psf(context, context.material.psf))
+        members.append(psf_plot(context.placement, context.material.psf))
         scene = context.material.scene
         effective = scene is not None and scene.psf_includes_footprint
         captions.append(
@@ -295,12 +296,13 @@ def _response(context: Context, srf: Srf) -> Plot:
     return plot(figure, "Spectral response", f"Weights of the hyperspectral bands in: {names}")
 
 
-def _psf(context: Context, kernel: FloatArray) -> Plot:
+def psf_plot(placement: Placement | None, kernel: FloatArray, name: str = "PSF") -> Plot:
+    """Draw a kernel on the HR grid with the outline of an LR pixel, where that is known."""
     with styled():
         figure, axes = figure_of()
         draw_map(axes, kernel, "Weight")
-        if context.placement is not None:
-            down, across = context.placement.scale
+        if placement is not None:
+            down, across = placement.scale
             middle = (len(kernel) - 1) / 2
             corner = (middle - across / 2, middle - down / 2)
             axes.add_patch(
@@ -308,7 +310,7 @@ def _psf(context: Context, kernel: FloatArray) -> Plot:
             )
     size = len(kernel)
     alt = f"Point spread function, {size} x {size} HR pixels, largest weight {kernel.max():.3g}"
-    return plot(figure, f"PSF, {size} x {size} HR pixels", alt, only_lines=False)
+    return plot(figure, f"{name}, {size} x {size} HR pixels", alt, only_lines=False)
 
 
 def training(context: Context) -> list[Part] | None:

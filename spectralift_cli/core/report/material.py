@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from spectralift_cli.core.configtext import read_config
 from spectralift_cli.core.cube import CubeReader, FloatArray, SelectedReader
 from spectralift_cli.core.errors import DataError, SpectraliftError
+from spectralift_cli.core.estimation.apply import check_estimate
+from spectralift_cli.core.estimation.result import Estimate, read_estimate
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.arrays import strict_json
 from spectralift_cli.core.formats.kernels import read_psf
@@ -20,6 +22,8 @@ from spectralift_cli.core.runconfig import RunConfig, resolve_config
 from spectralift_cli.core.scene import Scene, is_scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
+from spectralift_cli.core.validation.document import read_validation
+from spectralift_cli.core.validation.figures import Validation
 
 if TYPE_CHECKING:
     from spectralift_cli.core.checkpoint import Checkpoint
@@ -32,7 +36,7 @@ IMAGES = {
     "gt": "Ground truth",
 }
 # what is read of a run's outputs
-_RUN_ROLES = ("scene", "model", "history", "cube", "metrics", "config")
+_RUN_ROLES = ("scene", "model", "history", "cube", "uncertainty", "metrics", "config")
 _JSON_BYTES = 4 * 2**20
 # what a page takes of a damaged or hostile file's texts
 _MOST_WARNINGS, _LONGEST = 100, 2000
@@ -75,6 +79,9 @@ class Material:
         scores: one JSON object for each mode, as `Scores.to_json` makes it.
         settings: the run's config, block by block.
         run: the contents of run.json.
+        uncertainty: cube of the expected errors.
+        estimate: what the images say of each other.
+        validation: quality without a ground truth.
         same_ground: whether LR-HSI and HR-MSI show the same ground, as they need not where a model
             is applied to another image.
         warnings: what a reader must know, in the order it was found.
@@ -91,6 +98,9 @@ class Material:
     scores: list[Mapping[str, Any]] = field(default_factory=list)
     settings: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
+    uncertainty: ImageFile | None = None
+    estimate: Estimate | None = None
+    validation: Validation | None = None
     same_ground: bool = True
     warnings: list[str] = field(default_factory=list)
 
@@ -112,6 +122,9 @@ def gather(
     *,
     result: Path | None = None,
     model: Path | None = None,
+    uncertainty: Path | None = None,
+    estimate: Path | None = None,
+    validation: Path | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> Material:
     """Find what a report on a scene or run is made of.
@@ -120,10 +133,13 @@ def gather(
         source: a scene's or a run's folder, or the scene.json or run.json inside.
         result: the sharp cube; None for the run's.
         model: the checkpoint that made it; None for the run's.
+        uncertainty: what `infer --uncertainty` wrote; None for the run's.
+        estimate: what `estimate` wrote.
+        validation: what `validate` wrote.
         run: the contents of run.json, where it is not written yet.
 
     Raises:
-        DataError: neither a scene nor a run; a file of it is damaged; or `result` or `model` cannot
+        DataError: neither a scene nor a run; a file of it is damaged; or one that is given cannot
             be read.
     """
     if is_scene(source):
@@ -135,6 +151,12 @@ def gather(
         found.images["result"] = ImageFile(result)
     if model is not None:
         _take_model(found, model)
+    if uncertainty is not None:
+        found.uncertainty = ImageFile(uncertainty)
+    if estimate is not None:
+        _take_estimate(found, estimate)
+    if validation is not None:
+        found.validation = read_validation(validation)
     _drop_bands(found)
     return found
 
@@ -202,6 +224,8 @@ def _of_run(folder: Path, run: Mapping[str, Any]) -> Material:
         found.images["result"] = ImageFile(there["cube"])
     if "model" in there:
         _take_model(found, there["model"])
+    if "uncertainty" in there:
+        found.uncertainty = ImageFile(there["uncertainty"])
     found.history = there.get("history")
     if "metrics" in there:
         found.scores = _scores(there["metrics"])
@@ -233,6 +257,12 @@ def _take_inputs(found: Material, made: Path | None, config: RunConfig | None) -
             _take_scene(found, open_scene(train.scene))
     except SpectraliftError as error:
         found.warn(f"the scene cannot be shown: {error.message}")
+    psf_file = None if config.refine is None else config.refine[0].psf_file
+    try:
+        if found.psf is None and psf_file is not None:
+            found.psf = read_psf(psf_file)
+    except SpectraliftError as error:
+        found.warn(f"the PSF cannot be shown: {error.message}")
     if train.lr_hsi is not None:
         options = {"var": train.var, "axis_order": train.axis_order}
         _take_image(found, "lr_hsi", train.lr_hsi, {**options, "wavelengths": train.wavelengths})
@@ -260,6 +290,13 @@ def _take_model(found: Material, path: Path) -> None:
     found.checkpoint = load_checkpoint(path)
     if found.srf is None:
         found.srf = found.checkpoint.srf
+
+
+def _take_estimate(found: Material, path: Path) -> None:
+    found.estimate = read_estimate(path)
+    if "lr_hsi" in found.images:
+        with found.images["lr_hsi"].open() as reader:
+            check_estimate(found.estimate, reader.meta, found.srf, path)
 
 
 def _drop_bands(found: Material) -> None:

@@ -57,6 +57,9 @@ def report(
     *,
     result: str | Path | None = None,
     model: str | Path | None = None,
+    uncertainty: str | Path | None = None,
+    estimate: str | Path | None = None,
+    validation: str | Path | None = None,
     run: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -72,6 +75,9 @@ def report(
         config: title and sizes; None for the defaults.
         result: the sharp cube; None for the run's.
         model: the checkpoint that made it; None for the run's.
+        uncertainty: cube that `infer --uncertainty` wrote; None for the run's.
+        estimate: JSON that `estimate` wrote.
+        validation: JSON that `validate` wrote.
         run: the contents of run.json, where it is not written yet.
         overwrite: replace an existing page.
         progress: called with (done, total).
@@ -90,6 +96,9 @@ def report(
             Path(source),
             result=None if result is None else Path(result),
             model=None if model is None else Path(model),
+            uncertainty=None if uncertainty is None else Path(uncertainty),
+            estimate=None if estimate is None else Path(estimate),
+            validation=None if validation is None else Path(validation),
             run=run,
         )
         context = look(material, config, progress)

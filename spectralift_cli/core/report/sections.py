@@ -31,6 +31,8 @@ class Row:
 
 _FACTS = "spectralift_cli.core.report.facts"
 _LOOKS = "spectralift_cli.core.report.looks"
+_AGREEMENT = "spectralift_cli.core.report.agreement"
+_EVIDENCE = "spectralift_cli.core.report.evidence"
 
 # from top to bottom
 SECTIONS = (
@@ -41,7 +43,12 @@ SECTIONS = (
     Row("errors", "Errors", f"{_LOOKS}:errors"),
     Row("bands", "Errors by band", f"{_LOOKS}:bands"),
     Row("scores", "Scores", f"{_FACTS}:scores"),
+    Row("agreement", "Agreement with the inputs", f"{_AGREEMENT}:agreement"),
+    Row("refinement", "Refinement", f"{_EVIDENCE}:refinement"),
+    Row("uncertainty", "Uncertainty", f"{_EVIDENCE}:uncertainty"),
+    Row("validation", "Quality without a ground truth", f"{_EVIDENCE}:validation"),
     Row("operators", "Response and PSF", f"{_LOOKS}:operators"),
+    Row("estimate", "What the images say of each other", f"{_EVIDENCE}:estimate"),
     Row("model", "Model", f"{_FACTS}:model"),
     Row("training", "Training", f"{_LOOKS}:training"),
     Row("settings", "Settings", f"{_FACTS}:settings"),
