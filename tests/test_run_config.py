@@ -48,7 +48,7 @@ WRONG = [
     ({"synthetic": False, "lr_hsi_file": "a", "hr_msi_file": "b"}, (), "num_bands_msi"),
     ({"train": {"epochs": 5}}, (), "schema"),
     ({}, ("train.epoch=5",), "did you mean train.epochs?"),
-    ({}, ("report.steps=5",), "not part of a run"),
+    ({}, ("report.steps=5",), "unknown key 'report.steps'"),
 ]
 WRONG_NATIVE = [
     ({"schema": "spectralift.run/2"}, (), "spectralift.run/1"),
