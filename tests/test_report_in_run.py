@@ -61,4 +61,4 @@ def test_a_page_that_fails_leaves_the_run_whole(
     assert result.exit_code == 0
     assert "report.html is not written: no page today" in result.stderr
     assert Path("out/super_resolved_hsi.h5").exists()
-    assert "no page today" in json.loads(Path("out/run.json").read_text())["warnings"][0]
+    assert "no page today" in json.loads(Path("out/run.json").read_text())["warnings"][-1]
