@@ -254,7 +254,7 @@ def _refuse_incomplete(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            lacking = {"plan.json", "lock"} - set(os.listdir(fd))
+            lacking = {"plan.json", "lock"} - set(os.listdir(fd))  # noqa: PTH208  # of the folder that is open
             # one that was moved away meanwhile is being removed
             if lacking and os.path.samestat(os.fstat(fd), folder.stat()):
                 raise DataError(
