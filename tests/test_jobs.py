@@ -245,6 +245,14 @@ def test_job_whose_output_was_moved_already_is_cleared_away(task: InferTask) -> 
     assert_same(infer_shared(task, Sharing()), task)
 
 
+def test_job_that_lacks_its_plan_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    output = tmp_path / "x.npy"
+    Job.join(output, {}, must_be_new=True).leave()
+    (job_path(output) / "plan.json").unlink()
+    with pytest.raises(DataError, match=r"lacks plan\.json"):
+        Job.join(output, {}, must_be_new=False)
+
+
 def test_what_cannot_be_shared(task: InferTask) -> None:
     for name in ("out.tif", "out.h5", "out.mat", "out.npz"):
         with pytest.raises(OptionError, match="one writer") as caught:

@@ -275,6 +275,27 @@ def _read_validation(path: Path) -> None:
     read_validation(path).to_json()
 
 
+_PLAN = {"shape": [7, 6, 5], "blocks": [[0, 4], [4, 7]], "options": {"clip": "auto", "seed": 7}}
+
+
+def _job(folder: Path) -> Path:
+    """An output that is half done: the plan of its job and the receipt of a block."""
+    from spectralift_cli.core.engine import Counts
+    from spectralift_cli.core.jobs.folder import Job, Receipt
+
+    output = folder / "x.npy"
+    with Job.join(output, _PLAN, must_be_new=True) as job:
+        job.add_receipt(0, Receipt("0" * 64, "1" * 64, Counts(holes=3)))
+    return output
+
+
+def _read_job(path: Path) -> None:
+    from spectralift_cli.core.jobs.folder import Job
+
+    with Job.join(path, _PLAN, must_be_new=False) as job:
+        job.receipt(0)
+
+
 def _table(header: str, columns: int, rows: int) -> str:
     lines = [header] if header else []
     for row in range(rows):
@@ -306,6 +327,7 @@ TARGETS = {
     "config-native": Target(_text("c.yaml", NATIVE), _read_config),
     "config-flat": Target(_text("c.json", json.dumps(FLAT, indent=1)), _read_config),
     "estimate": Target(_estimate, _read_estimate),
+    "job": Target(_job, _read_job),
     "validation": Target(_validation, _read_validation),
     "srf-curve": Target(_text("s.csv", _table("wavelength_nm,a,b", 2, 12)), _read_srf),
     "srf-matrix": Target(_text("s.csv", _table("", 5, 2)), _read_srf),

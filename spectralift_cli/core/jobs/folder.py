@@ -126,6 +126,7 @@ class Job:
                 found = _read_json(folder / "plan.json")
                 job = cls(folder, str(found.get("id")))
             except FileNotFoundError:
+                _refuse_incomplete(folder)
                 continue  # it was finished or removed just now
             if made != job.id and must_be_new:
                 job.leave()
@@ -242,6 +243,26 @@ def _check_plan(folder: Path, mine: Mapping[str, Any], found: Mapping[str, Any])
             f"{', '.join(names[:8]) or 'its version'}",
             "give the same as before, or start afresh with --overwrite and without --shard",
         )
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    """Refuse a job that lacks a file, which waiting would not bring: jobs come and go as a whole.
+
+    Raises:
+        DataError: it does.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            lacking = {"plan.json", "lock"} - set(os.listdir(fd))  # noqa: PTH208  # of the folder that is open
+            # one that was moved away meanwhile is being removed
+            if lacking and os.path.samestat(os.fstat(fd), folder.stat()):
+                raise DataError(
+                    f"{folder}: is damaged, it lacks {' and '.join(sorted(lacking))}",
+                    "remove that folder and start afresh",
+                )
+        finally:
+            os.close(fd)
 
 
 def _is_spent(folder: Path) -> bool:

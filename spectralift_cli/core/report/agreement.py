@@ -37,6 +37,8 @@ from spectralift_cli.core.validation.reproject import (
 
 # of the result; reading and blurring more takes longer than a page is worth waiting for
 MOST_VALUES = 50_000_000
+# longest side of a map: it tells where the residual is, and a page of noise stays under 5 MB
+_MAP_SIZE = 256
 _MAP_PERCENT = 99.0
 _NAMES = {"lr_hsi": "LR-HSI", "hr_msi": "HR-MSI"}
 
@@ -164,7 +166,7 @@ def _against_msi(
 def _compared(context: Context, image: CubeReader, seen: CubeReader, used: BoolArray) -> Residual:
     bands = np.flatnonzero(used).tolist()
     image, seen = SelectedReader(image, bands), SelectedReader(seen, bands)
-    lattice = Lattice.of(image.meta.shape[:2], context.config.image_size)
+    lattice = Lattice.of(image.meta.shape[:2], min(context.config.image_size, _MAP_SIZE))
     pair = survey({"gt": image, "result": seen}, [], lattice, no_progress)
     if pair.rmse is None or pair.sam_deg is None or pair.band_rmse is None:
         raise ValueError("a survey of both images compares them")
