@@ -107,7 +107,7 @@ def train(
 
     The preset auto fits several models to a part of the LR pixels, weighs them by their error on
     the others, and fits them again to all. It needs no ground truth, and of the HR-MSI it takes
-    the noise only.
+    the noise, and some pixels to make one network of several.
 
     Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --sensor, --msi-bands,
     --srf-file, or --num-msi-bands for a documented sensor; none of them where the file of --hr-msi
