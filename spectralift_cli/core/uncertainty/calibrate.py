@@ -118,9 +118,10 @@ def calibrate(
     2. Errors of HR pixels are larger, since these are purer. By how much is measured one scale
        down: the LR-HSI is degraded once more by the same optics, a model is fitted and its
        held-out errors modelled there, and compared with its errors at the LR pixels, noise apart
-       (`grown`). With s the factor of that step and r the ratio of the images, the growth is
-       taken to the power log(r) / log(s); errors scatter as they do at either scale, whichever is
-       more.
+       (`grown`). The step is as large as the pixels allow, up to the ratio of the images. What it
+       shows is used as it is: carried on to the whole ratio as a power, the accidents of a few
+       coarse pixels made errors four times too large. Errors scatter as they do at either scale,
+       whichever is more.
 
     Noise of the LR-HSI is part of every error that can be observed, and stays part of what is
     expected: RMSE against a spectrum that was measured as the LR-HSI was. Its variance is that of
@@ -178,7 +179,6 @@ def calibrate(
     errors = _rmse(estimate, fine.y)
     growth = growth_of(typical, errors, noise)
     scatter = np.maximum(scatter_of(errors / grown(typical, growth, noise)), model.factors)
-    growth **= math.log(max(ratio, 1)) / math.log(factor)
     flag = upper_quantile(distances, _FLAG_LEVEL)
     return Calibration(
         Reference.of(image.x, image.y),
