@@ -100,8 +100,9 @@ def test_same_inputs_same_bytes_and_json_is_the_document(
 def test_model_keeps_gain_and_shift_and_infer_takes_another(
     estimate: Path, files: Path, tmp_path: Path
 ) -> None:
+    # without the HR-MSI, whose noise in the radiometry of the estimate the training would allow for
     inputs = sl.TrainInputs(
-        lr_hsi=files / "lr.h5", hr_msi=files / "hr.h5", estimate=estimate,
+        lr_hsi=files / "lr.h5", estimate=estimate,
         response=sl.ResponseChoice(srf_file=files / "srf.csv"),
     )  # fmt: skip
     config = sl.TrainConfig(model="linear")
