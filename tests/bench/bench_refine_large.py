@@ -1,7 +1,8 @@
 """Refinement of a large image: seconds and peak memory of `spectralift refine`.
 
 A mixture of six smooth maps and random spectra, 4000 x 4000 x 100 at ratio 4 (BENCH_SIDE changes the
-side), int16 in ENVI files. The estimate that is refined is the truth with errors that vary smoothly.
+side, BENCH_MEMORY=1GB is passed on as --memory), int16 in ENVI files. What is refined is the truth
+with other spectra.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def main() -> None:
         run(sys.executable, "-m", "tests.bench.bench_refine_large", "--make", folder, str(side))
         files = ("--lr-hsi", "lr.hdr", "--hr-msi", "msi.hdr", "--srf-file", "srf.npy")
         words = ["refine", "sharp.hdr", *files, "--psf-file", "psf.csv", "-o", "refined.hdr"]
+        if limit := os.environ.get("BENCH_MEMORY"):
+            words += ["--memory", limit]
         os.chdir(folder)
         seconds, peak_mb = run(sys.executable, "-m", "spectralift_cli", *words)
         os.chdir("/")
