@@ -57,7 +57,7 @@ def refine(
     memory: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", show_default="half of what is free", rich_help_panel=options.RUN,
+            metavar="SIZE", show_default="half of what is free, 2GB at most", rich_help_panel=options.RUN,
             help="Most memory to take, like 500MB or 2GB; changes the speed, not the result.",
         ),
     ] = None,

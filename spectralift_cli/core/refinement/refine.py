@@ -48,6 +48,7 @@ from spectralift_cli.core.sensors.response import Srf
 Floats32 = NDArray[np.float32]
 
 _MATCH_PIXELS = 2**22  # HR pixels that the PSF is compared on
+_MOST_BYTES = 2_000_000_000  # that are held where the user does not say
 _PASSES = 4
 _BAD_MATCH = 2.0  # times the noise's power, from which a correction is worth a word
 _CLEARLY_BETTER = 0.5
@@ -89,6 +90,14 @@ class RefinePlan:
     held: bool
 
 
+def _limit_bytes(asked: int | None) -> int:
+    """Return what may be held: as asked, else half of what is free, 2 GB at most.
+
+    Images are passed over four times, which takes as long from the system's cache as from memory.
+    """
+    return min(default_memory_bytes(), _MOST_BYTES) if asked is None else asked
+
+
 def plan_refinement(
     estimate: CubeReader, lr_hsi: CubeReader, hr_msi: CubeReader, srf: Srf, placement: Placement,
     *, optical: Optical = Optical(), memory_bytes: int | None = None,
@@ -99,7 +108,7 @@ def plan_refinement(
         DataError: images that do not fit each other; see `check_images`.
     """
     check_images(estimate, lr_hsi, hr_msi, srf, placement)
-    limit = default_memory_bytes() if memory_bytes is None else memory_bytes
+    limit = _limit_bytes(memory_bytes)
     images = [
         HeldCube(estimate, limit // 4), HeldCube(lr_hsi, limit // 8), HeldCube(hr_msi, limit // 8)
     ]  # fmt: skip
@@ -214,7 +223,8 @@ def refine(
         config: how.
         optical: the blur, as far as it is known.
         radiometry: what brings the HR-MSI into the LR-HSI's, where they differ.
-        memory_bytes: the most to take; None for half of what is free. Changes no byte.
+        memory_bytes: the most to take; None for half of what is free, 2 GB at most. Changes no
+            byte.
         overwrite: replace an existing output.
         options: creation options of the format.
         inputs: identities of the inputs, for the provenance.
@@ -225,7 +235,7 @@ def refine(
         OutputExistsError: the output exists and `overwrite` is false.
     """
     check_images(estimate, lr_hsi, hr_msi, srf, placement)
-    limit = default_memory_bytes() if memory_bytes is None else memory_bytes
+    limit = _limit_bytes(memory_bytes)
     rows = estimate.meta.rows
     done = _Count(progress, _PASSES * rows)
     meta = estimate.meta.replace(
