@@ -37,6 +37,9 @@ def refine(
         typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Sharp multispectral image."),
     ] = None,
     srf_file: options.SrfFile = None,
+    sensor: options.Sensor = None,
+    msi_bands: options.MsiBands = None,
+    drop_uncovered_bands: options.DropUncoveredBands = False,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -67,6 +70,7 @@ def refine(
 ) -> Result:  # fmt: skip
     """Make a sharp cube agree with the LR-HSI and the HR-MSI, where held-out pixels agree."""
     options.check_output_name(output)
+    options.refuse_several_responses(console.given, ())
     memory_bytes = options.parse_size(memory)
     creation = options.parse_creation_options(co)
 
@@ -75,8 +79,12 @@ def refine(
     from spectralift_cli.core.stages import Reading
 
     with options.stdin_as_file(srf_file) as srf_path:
+        response = ResponseChoice(
+            srf_file=srf_path, sensor=sensor, msi_bands=msi_bands,
+            drop_uncovered_bands=drop_uncovered_bands,
+        )  # fmt: skip
         inputs = refining.RefineInputs(
-            scene, lr_hsi, hr_msi, ResponseChoice(srf_path), model, psf_file, estimate,
+            scene, lr_hsi, hr_msi, response, model, psf_file, estimate,
             Reading(var, axis_order, None, memory_bytes),
         )  # fmt: skip
         if dry_run:

@@ -17,6 +17,7 @@ from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import check_estimate
 from spectralift_cli.core.estimation.result import Estimate, read_estimate
 from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferResult
 from spectralift_cli.core.msi_bands import without_dropped
@@ -306,6 +307,8 @@ def _of_scene(scene: Scene, lr: CubeReader, sharp: CubeReader) -> _Relation:
 def _of_files(
     inputs: RefineInputs, lr: CubeReader, sharp: CubeReader, estimate: Estimate | None
 ) -> _Relation:
+    for image in (lr, sharp):
+        check_on_map(image)
     placement = place(lr.meta, sharp.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
     if inputs.model is not None:
         if inputs.response != ResponseChoice():
@@ -316,7 +319,7 @@ def _of_files(
         checkpoint = load_checkpoint(inputs.model)
         relation = _Relation(checkpoint.srf, placement, files={"model": inputs.model})
         return relation.displaced(checkpoint.shift_px, checkpoint.radiometry)
-    if estimate is not None and estimate.srf is not None and not inputs.response.srf_file:
+    if estimate is not None and estimate.srf is not None and not inputs.response.given:
         return _Relation(estimate.srf, placement)
     srf = pairs.find_response(inputs.response, lr.meta, inputs.lr_hsi, sharp.meta, inputs.hr_msi)
     file = inputs.response.srf_file
