@@ -177,3 +177,31 @@ def test_a_native_run_refines_and_a_flat_one_does_not(made: Path, tmp_path: Path
     )
     with open_cube(tmp_path / "off/super_resolved_hsi.npy") as plain:
         np.testing.assert_array_equal(plain.read(), np.load(made / "sharp.npy"))
+
+
+def test_a_sensor_by_name_is_the_response_of_its_scene(tmp_path: Path, spectralift: Run) -> None:
+    """Weights that synth wrote for a sensor, and the sensor itself, lead to the same cube."""
+    cube, scene = tmp_path / "c.npy", tmp_path / "s"
+    assert spectralift("sample", "synthetic", "-o", cube).returncode == 0
+    assert spectralift("synth", cube, "--sensor", "ikonos", "-o", scene).returncode == 0
+    images = ("--lr-hsi", scene / "lr_hsi.h5", "--hr-msi", scene / "hr_msi.h5")
+    rough = tmp_path / "rough.npy"
+    np.save(rough, np.full((96, 96, 60), 0.3, np.float32))
+    made = []
+    for name, response in (("a", ("--sensor", "ikonos")), ("b", ("--srf-file", scene / "srf.csv"))):
+        done = spectralift("refine", rough, *images, *response, "-o", tmp_path / f"{name}.npy")
+        assert done.returncode == 0, done.stderr
+        made.append(np.load(tmp_path / f"{name}.npy"))
+    np.testing.assert_allclose(made[0], made[1], atol=1e-5)
+    both = spectralift(
+        "refine",
+        rough,
+        *images,
+        "--sensor",
+        "ikonos",
+        "--msi-bands",
+        "480:60",
+        "-o",
+        tmp_path / "x.npy",
+    )
+    assert both.returncode == 2
