@@ -13,7 +13,6 @@ from spectralift_cli.commands.console import Console, Result, command, table
 if TYPE_CHECKING:
     from spectralift_cli.core.estimation.result import Estimate
 
-_INPUTS = "Loose files"
 _PARTS = ("shift", "psf", "gain", "srf")
 
 
@@ -27,14 +26,8 @@ def estimate(
         Path | None, typer.Argument(metavar="SCENE", help="Scene with the two images.")
     ] = None,
     scene_option: options.SceneOption = None,
-    lr_hsi: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Blurry hyperspectral image."),
-    ] = None,
-    hr_msi: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Sharp multispectral image."),
-    ] = None,
+    lr_hsi: options.LrHsi = None,
+    hr_msi: options.HrMsi = None,
     srf_file: options.SrfFile = None,
     sensor: options.Sensor = None,
     msi_bands: options.MsiBands = None,

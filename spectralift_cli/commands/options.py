@@ -81,6 +81,15 @@ PsfFile = Annotated[
         help="Point spread function in place of a documented shape: .csv, .npy, .mat, ...",
     ),
 ]  # fmt: skip
+LOOSE = "Loose files"
+LrHsi = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=LOOSE, help="Blurry hyperspectral image."),
+]
+HrMsi = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=LOOSE, help="Sharp multispectral image."),
+]
 SrfFile = Annotated[
     Path | None,
     typer.Option(

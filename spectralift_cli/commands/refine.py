@@ -11,8 +11,6 @@ from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command, table
 from spectralift_cli.core.config import RefineConfig
 
-_INPUTS = "Loose files"
-
 
 @command
 def refine(
@@ -28,14 +26,8 @@ def refine(
     scene: Annotated[
         Path | None, typer.Option(metavar="SCENE", help="Scene that holds both images.")
     ] = None,
-    lr_hsi: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Blurry hyperspectral image."),
-    ] = None,
-    hr_msi: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Sharp multispectral image."),
-    ] = None,
+    lr_hsi: options.LrHsi = None,
+    hr_msi: options.HrMsi = None,
     srf_file: options.SrfFile = None,
     sensor: options.Sensor = None,
     msi_bands: options.MsiBands = None,
@@ -43,7 +35,7 @@ def refine(
     model: Annotated[
         Path | None,
         typer.Option(
-            metavar="MODEL", rich_help_panel=_INPUTS,
+            metavar="MODEL", rich_help_panel=options.LOOSE,
             help="Checkpoint that knows the spectral response, in place of --srf-file.",
         ),
     ] = None,

@@ -17,7 +17,6 @@ from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
 if TYPE_CHECKING:
     from spectralift_cli.core.training import TrainingPlan
 
-_INPUTS = "Loose files"
 _COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
 
 
@@ -33,15 +32,12 @@ def train(
         Path | None, typer.Argument(metavar="SCENE", help="Scene to train on.")
     ] = None,
     scene_option: options.SceneOption = None,
-    lr_hsi: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Blurry hyperspectral image."),
-    ] = None,
+    lr_hsi: options.LrHsi = None,
     hr_msi: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=options.LOOSE,
             help="Sharp multispectral image: its bands, place and units are checked; its band names "
             "choose a sensor's bands, its wavelengths and FWHM make the response where no option "
             "does; preset auto allows for its noise.",
@@ -55,7 +51,7 @@ def train(
         typer.Option(
             "--num-msi-bands",
             "--num-bands-msi-non-synthetic",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=options.LOOSE,
             show_default=False,
             help=f"Use the documented sensor with that many bands ({_COUNTS}).",
         ),
@@ -65,7 +61,7 @@ def train(
         typer.Option(
             min=1e-3,
             max=1e3,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=options.LOOSE,
             show_default=f"{SynthConfig.fwhm_factor:g}",
             help="A documented band's Gaussian std is (high edge - low edge) / factor.",
         ),
@@ -75,7 +71,7 @@ def train(
         bool,
         typer.Option(
             "--drop-uncovered-bands",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=options.LOOSE,
             help="Drop MSI bands that the cube's wavelengths cover less than half.",
         ),
     ] = False,

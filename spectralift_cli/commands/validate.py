@@ -14,8 +14,6 @@ from spectralift_cli.core.config import TrainConfig
 if TYPE_CHECKING:
     from spectralift_cli.core.validation.figures import Validation
 
-_INPUTS = "Loose files"
-
 
 @command
 def validate(
@@ -25,14 +23,8 @@ def validate(
         Path | None, typer.Argument(metavar="SCENE", help="Scene to validate.")
     ] = None,
     scene_option: options.SceneOption = None,
-    lr_hsi: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Blurry hyperspectral image."),
-    ] = None,
-    hr_msi: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=_INPUTS, help="Sharp multispectral image."),
-    ] = None,
+    lr_hsi: options.LrHsi = None,
+    hr_msi: options.HrMsi = None,
     srf_file: options.SrfFile = None,
     sensor: options.Sensor = None,
     msi_bands: options.MsiBands = None,
