@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from spectralift_cli.core.cube import BoolArray
 
@@ -52,6 +51,8 @@ def block_splits(shape: tuple[int, int], valid: BoolArray, guard: int = GUARD) -
     Returns:
         The splits with pixels on both sides, those that lie apart first.
     """
+    from scipy.ndimage import binary_dilation  # which inference does without
+
     rows, cols = (_block_of(size) for size in shape)
     fold = rows[:, None] * _PERIOD + cols[None, :]  # (h, w)
     inner = inner_pixels(shape).reshape(shape)

@@ -89,7 +89,7 @@ def _choice(msi: CubeMeta, srf: Srf, centroids_nm: FloatArray | None) -> str:
 
 def _nearest_pairs(apart: FloatArray) -> NDArray[np.intp]:
     """Return for each of our bands (rows) theirs (columns), so that the distances' sum is least."""
-    from scipy.optimize import linear_sum_assignment  # a fifth of a second where nothing is to match
+    from scipy.optimize import linear_sum_assignment  # which takes a while
 
     _, nearest = linear_sum_assignment(apart)
     found: NDArray[np.intp] = nearest
