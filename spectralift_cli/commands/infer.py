@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command, table
 from spectralift_cli.core.config import InferConfig
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.inference import InferResult
 
 _REFINING = "Refining"
 
@@ -126,6 +129,36 @@ def infer(
             "--uncertainty tells the error of what infer makes, not of what --refine makes of it"
         )
 
+    if shared and not dry_run:
+        from spectralift_cli.core.jobs.plan import Shard
+        from spectralift_cli.core.jobs.sharing import Sharing, infer_shared
+
+        sharing = Sharing(workers, share and Shard(*share), scheduler, scheduler_file, resume)
+        # who helps is started now and imports PyTorch while this process does
+        with (
+            sharing.executor() as executor,
+            console.progress(f"infer {image.name}") as progress,
+        ):
+            from spectralift_cli.core.jobs.blocks import InferTask
+            from spectralift_cli.core.stages import Reading, Storage
+
+            state = infer_shared(
+                InferTask(
+                    model, image, output, config, Storage(dtype, scale, offset, nodata, creation),
+                    inference_batch_size, Reading(var, axis_order, None, memory_bytes), overwrite,
+                    device, threads, estimate,
+                ),
+                sharing, executor=executor, progress=progress,
+            )  # fmt: skip
+        if state.result is None:
+            console.say(
+                f"{state.blocks_done} of {state.blocks} blocks are done; "
+                f"{output} appears with the last"
+            )
+            blocks = {"blocks_done": state.blocks_done, "blocks": state.blocks}
+            return Result(outputs=[state.folder], data={"unfinished": blocks})
+        return _made(console, state.result)
+
     from spectralift_cli.core import refining, stages
     from spectralift_cli.core.placement import placement_json
 
@@ -167,35 +200,18 @@ def infer(
         console.say(str(both.refined.verdict))
         return Result(outputs=both.refined.files, data=both.refined.to_json())
     with console.progress(f"infer {image.name}") as progress:
-        if shared:
-            from spectralift_cli.core.jobs.blocks import InferTask
-            from spectralift_cli.core.jobs.plan import Shard
-            from spectralift_cli.core.jobs.sharing import Sharing, infer_shared
+        result = stages.infer(
+            model, image, output, config, stored=stored, batch_size=inference_batch_size,
+            reading=reading, execution=stages.Execution(device, threads, progress),
+            overwrite=overwrite, estimate=estimate, uncertainty_file=uncertainty,
+        )  # fmt: skip
+    return _made(console, result)
 
-            state = infer_shared(
-                InferTask(
-                    model, image, output, config, stored, inference_batch_size, reading, overwrite,
-                    device, threads, estimate,
-                ),
-                Sharing(
-                    workers, share and Shard(*share), scheduler, scheduler_file, resume
-                ),
-                progress=progress,
-            )  # fmt: skip
-            if state.result is None:
-                console.say(
-                    f"{state.blocks_done} of {state.blocks} blocks are done; "
-                    f"{output} appears with the last"
-                )
-                data = {"blocks_done": state.blocks_done, "blocks": state.blocks}
-                return Result(outputs=[state.folder], data={"unfinished": data})
-            result = state.result
-        else:
-            result = stages.infer(
-                model, image, output, config, stored=stored, batch_size=inference_batch_size,
-                reading=reading, execution=stages.Execution(device, threads, progress),
-                overwrite=overwrite, estimate=estimate, uncertainty_file=uncertainty,
-            )  # fmt: skip
+
+def _made(console: Console, result: InferResult) -> Result:
+    """Say what was made, and return it."""
+    from spectralift_cli.core.placement import placement_json
+
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
     place = placement_json(result.placement)
     if result.placement is not None and place is not None:

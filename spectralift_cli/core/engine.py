@@ -59,7 +59,7 @@ def stream_rows(
     cols, chunk, total = reader.meta.cols, compute.chunk, reader.meta.rows * reader.meta.cols
     first, last = rows.start * cols, rows.stop * cols
     at, end = first // chunk * chunk, min(total, -(-last // chunk) * chunk)
-    buffers = [compute.empty(group + step * cols) for _ in range(2)]  # one may still be written
+    buffers = compute.buffers(group + step * cols)
     filled, row = 0, rows.start
     for pixels in _read_ahead(_whole_chunks(reader, at, end, read_rows, chunk)):
         for part in row_blocks(len(pixels), group):
@@ -121,18 +121,18 @@ class WriteBehind:
     """One thread that writes while others compute; at most one write is under way.
 
     Args:
-        write: called as write(rows, values), in order.
+        write: called in order with what `write` is given: rows, values and more.
     """
 
-    def __init__(self, write: Callable[[slice, AnyArray], None]) -> None:
+    def __init__(self, write: Callable[..., None]) -> None:
         self._write = write
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
-    def write(self, rows: slice, values: AnyArray) -> None:
+    def write(self, rows: slice, values: AnyArray, *more: Any) -> None:
         """Wait for the last write and begin this one; raise what the last one raised."""
         self.wait()
-        self._pending = self._pool.submit(self._write, rows, values)
+        self._pending = self._pool.submit(self._write, rows, values, *more)
 
     def wait(self) -> None:
         """Wait until all is written; raise what the last write raised."""
@@ -297,6 +297,7 @@ class Compute:
     ) -> None:
         self.counts = Counts()
         self.chunk = engine.chunk
+        self._buffers: list[AnyArray] = []
         self._lock = threading.Lock()
         self._out = out
         self._scaling = checkpoint.scaling
@@ -317,9 +318,15 @@ class Compute:
         trained = engine.trained_range
         self._range = None if trained is None else trained.cpu().numpy()
 
-    def empty(self, pixels: int) -> AnyArray:
-        """Return room for stored HSI pixels (n, B)."""
-        return np.empty((pixels, self._out.bands), self._out.dtype)
+    def buffers(self, pixels: int) -> list[AnyArray]:
+        """Return room for stored HSI pixels (n, B) twice: to be filled, and maybe still in use.
+
+        The same for every call of the same size; who yields the first exchanges them.
+        """
+        shape = (pixels, self._out.bands)
+        if not self._buffers or self._buffers[0].shape != shape:
+            self._buffers = [np.empty(shape, self._out.dtype) for _ in range(2)]
+        return self._buffers
 
     def __call__(
         self, pixels: AnyArray, out: AnyArray, at: int, first: int = 0, last: int | None = None

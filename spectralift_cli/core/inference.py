@@ -301,15 +301,18 @@ class Inference:
             )
 
     def stream(
-        self, compute: Compute, rows: slice, step: int = 1
+        self, compute: Compute, rows: slice, step: int = 1, reader: CubeReader | None = None
     ) -> Iterator[tuple[slice, AnyArray]]:
-        """Yield (rows, stored values) of a part of the output; see `stream_rows`."""
+        """Yield (rows, stored values) of a part of the output; see `stream_rows`.
+
+        The MSI is read through `reader` if one is given, whose rows are the same.
+        """
         group = _group(
             self.plan.batch_size, self.plan.workers, self.meta.bands * self.meta.dtype.itemsize
         )
         read_rows = max(self.plan.block_rows, self.hr_msi.block_rows)
         return stream_rows(
-            self.hr_msi, rows, compute, group=group, read_rows=read_rows, step=step
+            reader or self.hr_msi, rows, compute, group=group, read_rows=read_rows, step=step
         )  # fmt: skip
 
     def result(self, output: Path, files: tuple[Path, ...], counts: Counts) -> InferResult:
