@@ -97,7 +97,17 @@ def infer(
     ] = None,
     var: options.Var = None,
     axis_order: options.AxisOrder = None,
-    memory: options.Memory = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=options.RUN,
+            show_default="what speed asks for, whatever the size of the image",
+            help="Most memory that a process may hold, Python and PyTorch included, like 600MB or 2GB; "
+            "less is slower, with the same bytes. What cannot be kept (--device cpu, without --refine "
+            "and --uncertainty) is refused.",
+        ),
+    ] = None,
     co: options.CreationOptions = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -146,7 +156,7 @@ def infer(
                 InferTask(
                     model, image, output, config, Storage(dtype, scale, offset, nodata, creation),
                     inference_batch_size, Reading(var, axis_order, None, memory_bytes), overwrite,
-                    device, threads, estimate,
+                    device, threads, estimate, memory_bytes,
                 ),
                 sharing, executor=executor, progress=progress,
             )  # fmt: skip
@@ -159,7 +169,7 @@ def infer(
             return Result(outputs=[state.folder], data={"unfinished": blocks})
         return _made(console, state.result)
 
-    from spectralift_cli.core import refining, stages
+    from spectralift_cli.core import stages
     from spectralift_cli.core.placement import placement_json
 
     reading = stages.Reading(var, axis_order, None, memory_bytes)
@@ -167,26 +177,29 @@ def infer(
     if dry_run:
         plan = stages.plan_infer(
             model, image, stored=stored, batch_size=inference_batch_size, reading=reading,
-            execution=stages.Execution(device, threads), drop_bad_bands=config.drop_bad_bands,
-            estimate=estimate,
+            execution=stages.Execution(device, threads, memory_bytes=memory_bytes),
+            drop_bad_bands=config.drop_bad_bands,
+            estimate=estimate, output=output,
         )  # fmt: skip
         shape = "x".join(map(str, plan.meta.shape))
         rows = [
             (str(output), f"{shape} {plan.meta.dtype.name}, {plan.meta.nbytes / 1e6:,.1f} MB"),
             ("device", plan.device),
-            ("at a time", f"{plan.batch_size:,} pixels on {plan.workers} threads"),
-            ("memory", f"{plan.memory_bytes / 1e6:,.0f} MB besides PyTorch itself"),
+            ("at a time", f"{plan.batch_size:,} pixels on {plan.cut.workers} threads"),
+            ("memory", f"{plan.needed_bytes / 1e6:,.0f} MB besides PyTorch itself"),
         ]
         if plan.placement is not None:
             rows.append(("placement", str(plan.placement)))
         data = {
             "shape": list(plan.meta.shape), "dtype": plan.meta.dtype.name,
             "size_bytes": plan.meta.nbytes, "batch_size": plan.batch_size,
-            "workers": plan.workers, "memory_bytes": plan.memory_bytes, "device": plan.device,
+            "workers": plan.cut.workers, "memory_bytes": plan.needed_bytes, "device": plan.device,
             "placement": placement_json(plan.placement),
         }  # fmt: skip
         return Result(data={"plan": data}, table=table(rows))
     if refine:
+        from spectralift_cli.core import refining
+
         with console.progress(f"infer and refine {image.name}") as progress:
             both = refining.infer_refined(
                 model, image, output, config,
@@ -202,7 +215,8 @@ def infer(
     with console.progress(f"infer {image.name}") as progress:
         result = stages.infer(
             model, image, output, config, stored=stored, batch_size=inference_batch_size,
-            reading=reading, execution=stages.Execution(device, threads, progress),
+            reading=reading,
+            execution=stages.Execution(device, threads, progress, memory_bytes),
             overwrite=overwrite, estimate=estimate, uncertainty_file=uncertainty,
         )  # fmt: skip
     return _made(console, result)

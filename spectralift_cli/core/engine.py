@@ -34,6 +34,8 @@ from spectralift_cli.core.models.base import SpectralModel
 from spectralift_cli.core.output_range import OutputRange
 from spectralift_cli.core.placement import Placement
 
+_SYNC_BYTES = 64 * 2**20
+
 
 def stream_rows(
     reader: CubeReader,
@@ -154,6 +156,45 @@ class WriteBehind:
                 self.wait()
         finally:
             self._pool.shutdown()
+
+
+class SyncBehind:
+    """A thread that brings to the disk what was written, from time to time, while more is computed.
+
+    The system would leave it to the end, where nothing else is left to do meanwhile.
+
+    Args:
+        sync: brings everything to the disk that was written before; see `CubeWriter.sync`.
+    """
+
+    def __init__(self, sync: Callable[[], None]) -> None:
+        self._sync = sync
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._written = 0
+
+    def wrote(self, size: int) -> None:
+        """Tell that so many bytes were written; raise what the last `sync` raised."""
+        self._written += size
+        if self._written < _SYNC_BYTES or (self._pending is not None and not self._pending.done()):
+            return
+        if self._pending is not None:
+            self._pending.result()
+        self._written = 0
+        self._pending = self._pool.submit(self._sync)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+        if kind is None and self._pending is not None:
+            self._pending.result()
 
 
 class Engine:

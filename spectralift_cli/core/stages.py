@@ -84,11 +84,14 @@ class Execution:
         device: auto, cpu, cuda, cuda:N or mps.
         threads: at most; None for all this process may use.
         progress: called with (done, total).
+        memory_bytes: the most that this process may ever hold; None for what speed asks for. `infer`
+            alone keeps to it, on a processor.
     """
 
     device: str = "auto"
     threads: int | None = None
     progress: Progress = field(default=no_progress)
+    memory_bytes: int | None = None
 
 
 def synth(
@@ -492,8 +495,8 @@ def infer(
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, options=stored.options, overwrite=overwrite,
-            progress=execution.progress,
+            threads=execution.threads, memory_bytes=execution.memory_bytes,
+            options=stored.options, overwrite=overwrite, progress=execution.progress,
         )  # fmt: skip
         if uncertainty_file is None:
             return made
@@ -521,17 +524,19 @@ def plan_infer(
     execution: Execution = Execution(),
     drop_bad_bands: bool = False,
     estimate: AnyPath | None = None,
+    output: AnyPath | None = None,
 ) -> InferPlan:
-    """Return what `infer` would write and need."""
+    """Return what `infer` would write and need; the latter also depends on the output's format."""
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
         return plan_inference(
-            checkpoint, without_dropped(reader, checkpoint.srf).meta,
+            checkpoint, without_dropped(reader, checkpoint.srf),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, source=path, drop_bad_bands=drop_bad_bands,
+            threads=execution.threads, memory_bytes=execution.memory_bytes,
+            drop_bad_bands=drop_bad_bands, output=None if output is None else Path(output),
         )  # fmt: skip
 
 

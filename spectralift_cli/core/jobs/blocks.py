@@ -36,6 +36,7 @@ from spectralift_cli.core.stages import Reading, Storage, open_model
 
 # blocks that are computed and not yet on the disk
 _MOST_UNSETTLED = 4
+_CHECKED_BYTES = 4 * 2**20  # read back at a time
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class InferTask:
         device: where to compute.
         threads: of one process, or None for all it may use.
         estimate: file of an estimate whose radiometry and shift replace the model's, or None.
+        memory_bytes: the most that a process may ever hold; see `infer`.
     """
 
     model: Path
@@ -67,6 +69,7 @@ class InferTask:
     device: str = "cpu"
     threads: int | None = None
     estimate: Path | None = None
+    memory_bytes: int | None = None
 
     def open(self, *, checks_levels: bool = True) -> Inference:
         """Open the model and the MSI; the caller closes the latter."""
@@ -80,7 +83,7 @@ class InferTask:
                 dtype=self.stored.dtype, scale=self.stored.scale, offset=self.stored.offset,
                 nodata=self.stored.nodata, batch_size=self.batch_size,
                 device=resolve_device(self.device), threads=self.threads,
-                checks_levels=checks_levels,
+                memory_bytes=self.memory_bytes, checks_levels=checks_levels,
             )  # fmt: skip
         except BaseException:
             reader.close()
@@ -130,6 +133,7 @@ class BlockWorker:
                     overwrite=task.overwrite, shared=job.data,
                 )
             )  # fmt: skip
+            self.inference = self.inference.written_by(self.writer)
         except BaseException:
             self._stack.close()
             raise
@@ -237,11 +241,8 @@ class BlockWorker:
         """Bring to the disk what was written, then say so."""
         try:
             self.writer.sync()
-        except OSError as error:
-            raise DataError(
-                f"{self.task.output}: cannot be written ({error.strerror})",
-                "free some room, then continue with --resume",
-            ) from error
+        except DataError as error:
+            raise DataError(error.message, "free some room, then continue with --resume") from error
         for block, receipt in receipts.items():
             self.job.add_receipt(block, receipt)
 
@@ -254,7 +255,8 @@ class BlockWorker:
                 meta = self.inference.meta
                 if (reader.meta.shape, reader.meta.dtype) != (meta.shape, meta.dtype):
                     return None
-                for rows in row_blocks(part.stop - part.start, reader.block_rows):
+                height = max(reader.row_unit, _CHECKED_BYTES // meta.row_bytes)
+                for rows in row_blocks(part.stop - part.start, height):
                     crc.update(reader.read(slice(part.start + rows.start, part.start + rows.stop)))
         except DataError:
             return None
