@@ -90,7 +90,7 @@ def test_promise_holds_for_a_writer_that_buffers(folder: Path, least_mb: int) ->
     assert peak_mb <= promised
 
 
-def test_dry_run_says_what_the_cut_takes(folder: Path) -> None:
+def test_dry_run_tells_size_memory_and_time(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "spectralift_cli", "infer", str(folder / "model.safetensors"),
          str(folder / "msi.npy"), "-o", str(folder / "z.npy"), "--dry-run", "--json",
@@ -100,4 +100,6 @@ def test_dry_run_says_what_the_cut_takes(folder: Path) -> None:
     plan = json.loads(done.stdout)["plan"]
     assert plan["size_bytes"] == ROWS * COLS * BANDS * 2
     assert plan["memory_bytes"] < 500e6
+    pixels = plan["trial_seconds"] * plan["trial_pixels_per_s"]
+    assert pixels == pytest.approx(ROWS * COLS)
     assert not (folder / "z.npy").exists()

@@ -175,18 +175,21 @@ def infer(
     reading = stages.Reading(var, axis_order, None, memory_bytes)
     stored = stages.Storage(dtype, scale, offset, nodata, creation)
     if dry_run:
-        plan = stages.plan_infer(
-            model, image, stored=stored, batch_size=inference_batch_size, reading=reading,
+        forecast = stages.plan_infer(
+            model, image, output, config, stored=stored, batch_size=inference_batch_size,
+            reading=reading,
             execution=stages.Execution(device, threads, memory_bytes=memory_bytes),
-            drop_bad_bands=config.drop_bad_bands,
-            estimate=estimate, output=output,
+            estimate=estimate,
         )  # fmt: skip
+        plan = forecast.plan
         shape = "x".join(map(str, plan.meta.shape))
+        rate = f"{forecast.pixels_per_s / 1e6:,.2f} million pixels/s"
         rows = [
             (str(output), f"{shape} {plan.meta.dtype.name}, {plan.meta.nbytes / 1e6:,.1f} MB"),
             ("device", plan.device),
             ("at a time", f"{plan.batch_size:,} pixels on {plan.cut.workers} threads"),
             ("memory", f"{plan.needed_bytes / 1e6:,.0f} MB besides PyTorch itself"),
+            ("time", f"{forecast.seconds:,.1f} s at the {rate} of a trial just now, or the disk's"),
         ]
         if plan.placement is not None:
             rows.append(("placement", str(plan.placement)))
@@ -194,6 +197,7 @@ def infer(
             "shape": list(plan.meta.shape), "dtype": plan.meta.dtype.name,
             "size_bytes": plan.meta.nbytes, "batch_size": plan.batch_size,
             "workers": plan.cut.workers, "memory_bytes": plan.needed_bytes, "device": plan.device,
+            "trial_pixels_per_s": forecast.pixels_per_s, "trial_seconds": forecast.seconds,
             "placement": placement_json(plan.placement),
         }  # fmt: skip
         return Result(data={"plan": data}, table=table(rows))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 CPU_CHUNK = 4096
 GPU_CHUNK = 65_536
+_TRIAL_GROUPS = 2
 _GPU_WORKERS = 4  # some copy and store while another computes
 
 
@@ -357,6 +360,19 @@ class Inference:
             reader or self.hr_msi, rows, compute, group=cut.group, read_rows=cut.read_rows, step=step
         )  # fmt: skip
 
+    def trial(self) -> float:
+        """Return the pixels a second of a short trial on this machine: reading and computing."""
+        cols = self.meta.cols
+        rows = slice(0, min(self.meta.rows, -(-_TRIAL_GROUPS * self.plan.cut.group // cols)))
+        seconds = math.inf
+        with self.computing() as compute:
+            for _ in range(2):  # the first time libraries and caches are cold
+                started = time.perf_counter()
+                for _part in self.stream(compute, rows):
+                    pass
+                seconds = min(seconds, time.perf_counter() - started)
+        return rows.stop * cols / seconds
+
     def result(self, output: Path, files: tuple[Path, ...], counts: Counts) -> InferResult:
         """Return what was done, with a warning of values and pixels out of range."""
         meta = self.meta
@@ -396,9 +412,10 @@ def prepare(
     device: torch.device | None = None,
     threads: int | None = None,
     memory_bytes: int | None = None,
+    output: Path | None = None,
     checks_levels: bool = True,
 ) -> Inference:
-    """Return an inference ready to compute; the arguments are those of `infer`.
+    """Return an inference ready to compute; the arguments are those of `plan_inference`.
 
     Without `checks_levels` the MSI's values are not compared with the LR-HSI's: another process has
     done it.
@@ -410,7 +427,7 @@ def prepare(
     plan = plan_inference(
         checkpoint, hr_msi, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
         batch_size=batch_size, device=device, threads=threads,
-        drop_bad_bands=config.drop_bad_bands, memory_bytes=memory_bytes,
+        drop_bad_bands=config.drop_bad_bands, memory_bytes=memory_bytes, output=output,
     )  # fmt: skip
     if checks_levels and checkpoint.levels is not None:
         check_levels(

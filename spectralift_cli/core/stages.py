@@ -27,7 +27,7 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
-from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
+from spectralift_cli.core.inference import InferPlan, InferResult, prepare
 from spectralift_cli.core.inference import infer as infer_cube
 from spectralift_cli.core.jobs.folder import refuse_unfinished
 from spectralift_cli.core.levels import SharpImage, sample_levels
@@ -514,30 +514,48 @@ def open_model(path: AnyPath, estimate: AnyPath | None = None) -> Checkpoint:
     return checkpoint if estimate is None else applied(checkpoint, Path(estimate))
 
 
+@dataclass(frozen=True, eq=False)
+class InferForecast:
+    """What `infer` would do.
+
+    Args:
+        plan: of its work; what it holds in memory also depends on the output's format.
+        pixels_per_s: read and computed in a short trial on this machine, without writing.
+    """
+
+    plan: InferPlan
+    pixels_per_s: float
+
+    @property
+    def seconds(self) -> float:
+        """About how long it would take if the disk keeps up."""
+        return self.plan.meta.rows * self.plan.meta.cols / self.pixels_per_s
+
+
 def plan_infer(
     model: AnyPath,
     image: AnyPath,
+    output: AnyPath,
+    config: InferConfig | None = None,
     *,
     stored: Storage = Storage(),
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
-    drop_bad_bands: bool = False,
     estimate: AnyPath | None = None,
-    output: AnyPath | None = None,
-) -> InferPlan:
-    """Return what `infer` would write and need; the latter also depends on the output's format."""
+) -> InferForecast:
+    """Return what `infer` would write, need and take; the arguments are those of `infer`."""
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
-        return plan_inference(
-            checkpoint, without_dropped(reader, checkpoint.srf),
+        inference = prepare(
+            checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, memory_bytes=execution.memory_bytes,
-            drop_bad_bands=drop_bad_bands, output=None if output is None else Path(output),
+            threads=execution.threads, memory_bytes=execution.memory_bytes, output=Path(output),
         )  # fmt: skip
+        return InferForecast(inference.plan, inference.trial())
 
 
 def evaluate(

@@ -184,8 +184,7 @@ class DaskCluster(_Hired):
         """Keep a bounded number of tasks with the cluster until all blocks are done."""
         client, job, task = self._client, worker.job, worker.task
         threads = max(1, sum(client.nthreads().values()))
-        size = max(1, min(_BLOCKS_PER_TASK, len(blocks) // (_TASKS_PER_THREAD * threads)))
-        queue = deque(blocks[at : at + size] for at in range(0, len(blocks), size))
+        queue = deque(tasks_of(blocks, threads))
         under_way: dict[Any, Sequence[int]] = {}
         while queue or under_way:
             if client.status != "running":
@@ -230,6 +229,12 @@ class DaskCluster(_Hired):
             if self._client is not None:
                 with contextlib.suppress(OSError, TimeoutError):
                     self._client.close(timeout=1)
+
+
+def tasks_of(blocks: Sequence[int], threads: int) -> list[Sequence[int]]:
+    """Return the blocks in the tasks that a cluster of so many threads is given."""
+    size = max(1, min(_BLOCKS_PER_TASK, len(blocks) // (_TASKS_PER_THREAD * threads)))
+    return [blocks[at : at + size] for at in range(0, len(blocks), size)]
 
 
 def _import_distributed() -> Any:
