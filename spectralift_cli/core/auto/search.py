@@ -14,11 +14,11 @@ from torch import Tensor
 from spectralift_cli.core.auto.distil import Share, as_one
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines
 from spectralift_cli.core.auto.parts import Part, fit_part, part_tensors
-from spectralift_cli.core.auto.samples import Problem, Sample
+from spectralift_cli.core.auto.samples import PixelProblem, Sample
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress
 from spectralift_cli.core.devices import Workers, check_threads
-from spectralift_cli.core.holdout import Errors, Split, inner_pixels
+from spectralift_cli.core.holdout import Errors, Split
 from spectralift_cli.core.netfit import NetSize
 
 FloatPixels = NDArray[np.float32]
@@ -84,7 +84,7 @@ class Search:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: PixelProblem,
         wanted: tuple[str, ...],
         config: TrainConfig,
         device: torch.device,
@@ -197,7 +197,7 @@ class Search:
         sample = self._problem.learning if kind else self._problem.pixel
         if sample is None:  # the kinds that lack a sample were left out before
             raise AssertionError
-        choices = [sample, sample.where(inner_pixels(self._problem.shape))]
+        choices = [sample, sample.where(self._problem.inner())]
         slim = self._problem.features(sample).lines
         widths = [slim, slim + self._problem.grid.shape[2]] if kind else [slim]
         total = np.zeros((len(choices), len(widths), len(RIDGES)))
@@ -296,7 +296,7 @@ class Search:
             return "residual-mlp", config
         problem = self._problem
         config |= {
-            "components": problem.grid.shape[2], "grid": list(problem.shape),
+            "components": problem.grid.shape[2], "grid": list(problem.grid.shape[:2]),
             "features": part.line.features.matrix.shape[1],
         }  # fmt: skip
         return "prior-mlp", config
