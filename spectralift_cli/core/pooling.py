@@ -22,6 +22,7 @@ from spectralift_cli.core.holdout import GUARD, Places
 from spectralift_cli.core.levels import SharpImage, check_alike, check_levels, levels_of
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.placement import Placement
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import Srf, over_used_bands
 
@@ -47,6 +48,9 @@ class Source:
         hr_msi: the HR-MSI, or None.
         psf_radius_lr_px: see `fit_auto`.
         inputs: role -> identity of further inputs, for the provenance.
+        radiometry: from the HR-MSI to the LR-HSI, or None; like the next two of one image alone.
+        shift_px: see `Checkpoint`.
+        shares_extent: see `Checkpoint`.
     """
 
     lr_hsi: CubeReader
@@ -56,6 +60,9 @@ class Source:
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    radiometry: Radiometry | None = None
+    shift_px: tuple[float, float] = (0.0, 0.0)
+    shares_extent: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +181,12 @@ def check_pool(pool: Pool, sources: Sequence[Source]) -> None:
         sharp = source.sharp
         if sharp is not None:
             check_levels(
-                pool.levels(number, sharp.placement), sharp.levels, names, sharp.source, sharp.scale
+                pool.levels(number, sharp.placement),
+                sharp.levels,
+                names,
+                sharp.source,
+                sharp.scale,
+                source.radiometry,
             )
 
 

@@ -32,7 +32,16 @@ from spectralift_cli.core.kernelfit import fit_kernel
 from spectralift_cli.core.netfit import CPU
 from spectralift_cli.core.sharplook import SharpLook
 
-__all__ = ["CANDIDATES", "EFFORTS", "LEAST_PIXELS", "AutoFit", "Effort", "fit_auto", "fit_pool"]
+__all__ = [
+    "CANDIDATES",
+    "EFFORTS",
+    "LEAST_PIXELS",
+    "AutoFit",
+    "Effort",
+    "check_model_of_pool",
+    "fit_auto",
+    "fit_pool",
+]
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -115,12 +124,7 @@ def fit_pool(
     Raises:
         OptionError: the config asks for a model with the prior.
     """
-    if config.model == "prior-mlp":
-        raise OptionError(
-            "--model prior-mlp holds the whole LR-HSI of one scene, whose area alone it serves: it "
-            "does not apply to several scenes or to a part of the LR pixels",
-            "leave --model out, or train it on one scene without --max-pixels",
-        )
+    check_model_of_pool(config)
     with one_thread_each(), on_device(device):
         problem = PixelProblem(lr_msi, lr_hsi, srf, places, sharp)
         found = _fit_auto(problem, config, device, threads, progress)
@@ -129,6 +133,20 @@ def fit_pool(
     why = "several scenes" if len(places.shapes) > 1 else "a part of the LR pixels"
     left_out = f"{found.choice}; candidates with a prior left out, for {why}"
     return dataclasses.replace(found, choice=left_out)
+
+
+def check_model_of_pool(config: TrainConfig) -> None:
+    """Refuse a model that `fit_pool` cannot fit.
+
+    Raises:
+        OptionError: it holds the prior.
+    """
+    if config.model == "prior-mlp":
+        raise OptionError(
+            "--model prior-mlp holds the whole LR-HSI of one scene, whose area alone it serves: it "
+            "does not apply to several scenes or to a part of the LR pixels",
+            "leave --model out, or train it on one scene without --max-pixels",
+        )
 
 
 def _fit_auto(

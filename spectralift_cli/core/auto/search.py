@@ -70,6 +70,7 @@ class AutoFit:
         weights: of the model.
         choice: in words, with the validation's scores.
         scores: numbers of the validation.
+        steps: changes of weights that the fits took, of all networks together.
     """
 
     model_name: str
@@ -77,6 +78,7 @@ class AutoFit:
     weights: dict[str, Tensor]
     choice: str
     scores: dict[str, float | int] = field(default_factory=dict)
+    steps: int = 0
 
 
 class Search:
@@ -100,6 +102,7 @@ class Search:
         self._threads = check_threads(threads) if device.type == "cpu" else 1
         self._progress = progress
         self._done, self._all = 0, 1
+        self._steps: list[int] = []  # of every fit, which end in any order
         self._samples: dict[bool, Sample] = {}
         self._inner: dict[bool, bool] = {}
         self._lines: dict[bool, int] = {}
@@ -164,7 +167,8 @@ class Search:
         u = self._learning(widest).u
         sharp = self._problem.sharp_rows(u.shape[1])
         seed = (self._seed * 1024 + 200 + number) % 2**63
-        part = as_one(blend, u, sharp, self._size(self._effort.members), seed, allowed)
+        size = self._size(self._effort.members)
+        part = as_one(blend, u, sharp, size, seed, allowed, self._steps.append)
         return None if part is None else Share(part, 1.0, 1.0)
 
     def _learning(self, kind: bool) -> Sample:
@@ -184,6 +188,7 @@ class Search:
         seed = (self._seed * 1024 + 2 * number + kind) % 2**63
         part = fit_part(sample.u, sample.y, line, size, seed, self._device)
         if size.members:
+            self._steps.append(size.steps * size.members)
             self._done += 1
             self._progress(min(self._done, self._all), self._all)
         return part
@@ -275,12 +280,12 @@ class Search:
         choice = f"{chosen}: held-out error {scores['validation_rmse']:.4g} ({alone})"
         if len(members) == 1:
             name, config, tensors, _ = members[0]
-            return AutoFit(name, config, tensors, choice, scores)
+            return AutoFit(name, config, tensors, choice, scores, sum(self._steps))
         joined = {"member_weights": torch.tensor([share for *_, share in members])}
         for index, (_, _, tensors, _) in enumerate(members):
             joined |= {f"members.{index}.{name}": tensor for name, tensor in tensors.items()}
         listed = [{"name": name, "config": config} for name, config, *_ in members]
-        return AutoFit("ensemble", {"members": listed}, joined, choice, scores)
+        return AutoFit("ensemble", {"members": listed}, joined, choice, scores, sum(self._steps))
 
     def _named(self, part: Part) -> tuple[str, dict[str, Any]]:
         nets = part.nets
