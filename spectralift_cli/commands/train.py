@@ -143,8 +143,7 @@ def train(
             _follow(ranks, inputs, output, config, device, threads, resume=resume, dry_run=dry_run)
         if ranks is not None and config.published is None:
             console.warn(
-                f"the preset {config.preset} is fitted by one process: the other {ranks.count - 1} "
-                "have nothing to do"
+                f"the preset {config.preset}, whose fits are small, keeps 1 of {ranks.count} processes busy"
             )
             ranks = None
         if dry_run:

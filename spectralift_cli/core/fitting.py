@@ -414,8 +414,7 @@ def _check_memory(
 def _warn_of_idle(group: Group, lanes: int, batch: int) -> None:
     if group.count > lanes:
         warnings.warn(
-            f"{group.count} processes share steps of {batch:,} LR pixels, which are cut into {lanes} "
-            f"parts: {group.count - lanes} have nothing to do",
+            f"steps of {batch:,} LR pixels keep {lanes} of {group.count} processes busy",
             SpectraliftWarning,
             stacklevel=3,
         )

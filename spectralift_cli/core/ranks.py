@@ -7,6 +7,7 @@ order, so that the sum has the bytes of a single process.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,7 @@ from torch import Tensor
 from spectralift_cli.core.errors import DataError, OptionError
 
 # after so long without a word another process is given up; one that dies is noticed at once
-_PATIENCE = timedelta(minutes=30)
+_PATIENCE = timedelta(minutes=10)
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
@@ -207,8 +208,9 @@ def _losing_processes() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError) as error:  # PyTorch's own are children of RuntimeError
+    except RuntimeError as error:  # PyTorch's own are its children
+        reason = re.sub(r"^\[[^\]]*\]\s*", "", str(error)).partition(". ")[0].splitlines()[0]
         raise DataError(
-            f"another process of this training was lost ({str(error).splitlines()[0]:.200})",
+            f"another process of this training was lost ({reason:.200})",
             "its own message says why; --resume continues from MODEL.state if there is one",
         ) from error
