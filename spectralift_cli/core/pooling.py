@@ -132,6 +132,7 @@ def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed:
     for source in sources:
         flagged = source.lr_hsi.meta.bad_bands
         bad |= np.zeros(bands, bool) if flagged is None else flagged
+    _check_memory(sources, max_pixels, int((~bad).sum()))
     finite = np.array([_finite_of_each_band(source.lr_hsi) for source in sources])  # (images, B)
     used = ~bad & (finite > 0).all(axis=0)
     if not used.any():
@@ -269,6 +270,18 @@ def _no_band(sources: Sequence[Source], bad: BoolArray, finite: NDArray[np.int64
     )
 
 
+def _check_memory(sources: Sequence[Source], max_pixels: int | None, bands: int) -> None:
+    total = sum(source.lr_hsi.meta.rows * source.lr_hsi.meta.cols for source in sources)
+    wanted, there = min(total, max_pixels or total), available_memory_bytes()
+    pixel_bytes = _COPIES * max(1, bands) * 4
+    if wanted * pixel_bytes > there:
+        raise DataError(
+            f"training on {wanted:,} LR pixels of {bands} bands takes {wanted * pixel_bytes / 1e6:,.0f} "
+            f"MB of memory, {there / 1e6:,.0f} MB are free",
+            f"draw fewer of them, like --max-pixels {max(2, there // (2 * pixel_bytes))}",
+        )
+
+
 def _named(sources: Sequence[Source]) -> str:
     first = str(sources[0].lr_hsi.path)
     return first if len(sources) == 1 else f"{first} and {len(sources) - 1} more"
@@ -279,15 +292,7 @@ def _draw(
 ) -> tuple[int, tuple[NDArray[np.int32], NDArray[np.int64], FloatPixels]]:
     """Return how many pixels are valid, and image, flat index and values in units of those drawn."""
     total = sum(source.lr_hsi.meta.rows * source.lr_hsi.meta.cols for source in sources)
-    wanted, bands = min(total, max_pixels or total), int(used.sum())
-    there = available_memory_bytes()
-    if (needed := _COPIES * wanted * bands * 4) > there:
-        raise DataError(
-            f"training on {wanted:,} LR pixels of {bands} bands takes {needed / 1e6:,.0f} MB of "
-            f"memory, {there / 1e6:,.0f} MB are free",
-            f"draw fewer of them, like --max-pixels {there // (2 * _COPIES * bands * 4)}",
-        )
-    drawing, valid = Drawing(wanted, bands, total, seed), 0
+    drawing, valid = Drawing(max_pixels or total, int(used.sum()), total, seed), 0
     for image, source in enumerate(sources):
         reader, cols = source.lr_hsi, source.lr_hsi.meta.cols
         for rows in row_blocks(reader.meta.rows, reader.block_rows):
