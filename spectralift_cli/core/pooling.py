@@ -33,7 +33,7 @@ _BLOCK_PIXELS = 2**16
 _APART_NM = 1.0
 # a shift of 1 nm moves a twentieth of a response 20 nm wide from one of its sides to the other
 _OTHER_RESPONSE = 0.05
-_COPIES = 3  # of the values: read, chosen, fitted
+_COPIES = 6  # of the values: drawn, and held out, fitted and left over in preset auto's fits
 
 
 @dataclass(frozen=True, eq=False)
