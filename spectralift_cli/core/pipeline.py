@@ -94,8 +94,13 @@ def execute(
         log = RunLog(announce)
         keeper = Keeper(job, log, progress)
         run = _Run(config, keeper, RunStages(config, keeper, device, threads, memory_bytes))
-        with speaking_of(folder, job.work, log.warn):
-            result, changed = run.execute(folder, log_dir)
+        try:
+            with speaking_of(folder, job.work, log.warn):
+                result, changed = run.execute(folder, log_dir)
+        except BaseException:
+            if job.keeps_work:
+                announce(f"{job.folder} keeps what is done: --resume continues it")
+            raise
         if not changed:
             announce(f"{folder}: nothing has changed")
             job.discard()

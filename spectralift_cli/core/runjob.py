@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from spectralift_cli.core.runreceipt import Checksums, Receipt, plain_names
 
 _SCHEMA = "spectralift.run-job/1"
 _JSON_BYTES = 4 * 2**20
+_MOST_NAMES = 4
 _MARK, _BEGUN = "job.json", "begun.json"
 
 
@@ -54,13 +55,13 @@ class RunJob:
 
     def __init__(self, output: Path, *, resume: bool = False, overwrite: bool = False) -> None:
         self.output = output
-        self.folder = job_path(output)
-        self.work = self.folder / output.name
         self.receipts: dict[str, Receipt] = {}
         self._old: dict[str, Receipt] = {}
         self._begun: Mapping[str, Any] = {}
         self._sums = Checksums()
         self._check_place(resume, overwrite)
+        self.folder = job_path(output)
+        self.work = self.folder / output.name
         self._lock_fd = self._take(resume, overwrite)
         try:
             if resume:
@@ -230,7 +231,11 @@ class RunJob:
                 _remove(path)
 
     def kept(
-        self, stage: str, inputs: Mapping[str, Any], successor: str = "", follows: Any = None
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        successor: str = "",
+        follows: Callable[[Receipt], Mapping[str, Any]] | None = None,
     ) -> tuple[Receipt | None, str]:
         """Return the receipt of a stage that need not be made, or why it must be made again.
 
@@ -238,7 +243,8 @@ class RunJob:
             stage: its name.
             inputs: what determines its outputs.
             successor: a later stage that writes in place of this one's outputs.
-            follows: called with this stage's receipt, gives the inputs of the successor.
+            follows: called with this stage's receipt, gives the inputs of the successor; None where
+                there is no successor this time.
 
         Returns:
             (receipt, "") with its outputs in `work`, or (None, reason); the reason is "" where the
@@ -246,30 +252,28 @@ class RunJob:
         """
         reason = ""
         for receipts, folder in ((self.receipts, self.work), (self._old, self.output)):
-            found = receipts.get(stage)
+            found, later = receipts.get(stage), receipts.get(successor)
             if found is None:
                 continue
             changed = list(differences(as_json(inputs), found.inputs))
+            damaged = [] if changed else self._sums.damaged(found, folder)
             if changed:
-                reason = reason or f"other {', '.join(changed[:4])}" + " ..." * (len(changed) > 4)
-                continue
-            damaged = self._sums.damaged(found, folder)
-            if not damaged:
+                more = " ..." if len(changed) > _MOST_NAMES else ""
+                reason = reason or f"changed: {', '.join(changed[:_MOST_NAMES])}{more}"
+            elif not damaged:
                 self._adopt(found, folder)
                 return found, ""
-            later = receipts.get(successor)
-            if (
-                later is not None
-                and not list(differences(as_json(follows(found)), later.inputs))
+            elif later is None or not set(damaged) <= set(later.outputs):
+                reason = reason or f"not as it was written: {', '.join(damaged)}"
+            elif (
+                follows is not None
+                and as_json(follows(found)) == later.inputs
                 and not self._sums.damaged(later, folder)
             ):
-                self._record(found)
+                self._record(found)  # its outputs come with the successor's
                 return found, ""
-            replaced = later is not None and set(damaged) <= set(later.outputs)
-            reason = reason or (
-                f"{successor} has replaced its outputs" if replaced
-                else f"{', '.join(damaged)} is not as it was written"
-            )  # fmt: skip
+            else:
+                reason = reason or f"{successor} has replaced {', '.join(damaged)}"
         return None, reason
 
     def _adopt(self, receipt: Receipt, folder: Path) -> None:

@@ -88,7 +88,7 @@ class Keeper:
             self.done[name] = found
             return found
         if reason:
-            self.log.say(f"{name}: made again, {reason}")
+            self.log.say(f"{name}: made again ({reason})")
         self.goes_on = self.job.begin(name, inputs, partial)
         known = len(self.log.warnings)
         start = time.perf_counter()

@@ -193,10 +193,12 @@ class RunStages:
         inputs = runinputs.infer_inputs(
             self.config, identified, name, self._msi_reading(), trained
         )  # fmt: skip
-        return self.keeper.stage(
-            "infer", inputs, make, successor="" if self.config.refine is None else "refine",
-            follows=lambda cube: runinputs.refine_inputs(self.config, cube, trained),
-        )  # fmt: skip
+
+        def refined(cube: Receipt) -> Mapping[str, Any]:
+            return runinputs.refine_inputs(self.config, cube, trained)
+
+        follows = None if self.config.refine is None else refined
+        return self.keeper.stage("infer", inputs, make, successor="refine", follows=follows)
 
     def refine(self, scene: Path | None, cube: Receipt) -> Receipt | None:
         """Make the cube agree with both images; where nobody asked for it, as far as that works."""
