@@ -418,7 +418,7 @@ def check_several(
     several = [inputs] if isinstance(inputs, TrainInputs) else list(inputs)
     if not several:
         raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
-    named = [(one.scene or one.lr_hsi or Path()).resolve() for one in several]
+    named = [Path(one.scene or one.lr_hsi or "").resolve() for one in several]
     twice = next((path for path in named if named.count(path) > 1), None)
     if twice is not None:
         raise OptionError(f"{twice} is given twice to train on", "give every scene once")
