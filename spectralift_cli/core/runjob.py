@@ -346,10 +346,17 @@ class RunJob:
         return receipt
 
     def is_unchanged(self, receipts: Iterable[Receipt], config: str) -> bool:
-        """Tell whether the finished run that is there has these stages, no others, and this config."""
+        """Tell whether the finished run that is there has these stages, no others, and this config.
+
+        Its outputs must be whole: a stage that was made again for their damage may have the receipt
+        it had before.
+        """
+        if {r.stage: r for r in receipts} != self._old:
+            return False
+        if any(self._sums.damaged(found, self.output) for found in self._old.values()):
+            return False
         with contextlib.suppress(OSError):
-            used = (self.output / "used_config.yaml").read_text(encoding="utf-8")
-            return {r.stage: r for r in receipts} == self._old and used == config
+            return (self.output / "used_config.yaml").read_text(encoding="utf-8") == config
         return False
 
     def commit(self, names: Collection[str]) -> None:
