@@ -210,12 +210,13 @@ class _Opened:
     shift_px: tuple[float, float] = (0.0, 0.0)
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
+    scaled_from: tuple[float, float] | None = None
 
     def source(self) -> Source:
         """Return the image as one of a pool."""
         return Source(
-            self.reader, self.srf, self.scaling is not None, self.sharp, self.hr_msi,
-            self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
+            self.reader, self.srf, self.scaling is not None, self.scaled_from, self.sharp,
+            self.hr_msi, self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
             self.shares_extent,
         )  # fmt: skip
 
@@ -303,6 +304,7 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     return _Opened(
         reader, srf, scaling, {"scene": scene.identity()}, sharp,
         shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
+        scaled_from=scene.scaling,
     )  # fmt: skip
 
 
