@@ -23,13 +23,13 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.operators.blur import BOUNDARIES
 from spectralift_cli.core.pictures.style import draw_curves, styled
-from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.report.context import Context
 from spectralift_cli.core.report.figures import figure_of, map_picture, plot
 from spectralift_cli.core.report.lattice import Lattice
 from spectralift_cli.core.report.parts import Gallery, Part, Picture, Plot, Table, Text
 from spectralift_cli.core.report.survey import survey
 from spectralift_cli.core.validation.reproject import (
+    InUnitsOfMsi,
     bands_with_values,
     write_seen_by_hsi,
     write_seen_by_msi,
@@ -71,16 +71,6 @@ class Residual:
 def _whole(rmse: FloatArray) -> float:
     known = rmse[np.isfinite(rmse)]
     return float(np.sqrt(np.square(known).mean())) if known.size else math.nan
-
-
-class _InUnitsOfMsi(SelectedReader):
-    """What the LR-HSI's radiometry shows, in that of the MSI: (x - offset) / gain."""
-
-    def __init__(self, source: CubeReader, radiometry: Radiometry) -> None:
-        super().__init__(source)
-        self.meta = self.meta.replace(
-            scale=1 / radiometry.gain, offset=-radiometry.offset / radiometry.gain
-        )
 
 
 def residuals(context: Context) -> tuple[dict[str, Residual], list[str]]:
@@ -159,7 +149,7 @@ def _against_msi(
     path = work / "msi.npy"
     write_seen_by_msi(result, srf, msi.meta, used, path)
     with open_cube(path) as made:
-        seen = made if radiometry is None else _InUnitsOfMsi(made, radiometry)
+        seen = made if radiometry is None else InUnitsOfMsi(made, radiometry)
         return _compared(context, msi, seen, np.ones(msi.meta.bands, bool))
 
 

@@ -27,6 +27,7 @@ from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.validation.figures import Figure, Section
 from spectralift_cli.core.validation.inputs import Pair
 from spectralift_cli.core.validation.reproject import (
+    InUnitsOfMsi,
     bands_with_values,
     degrade,
     write_seen_by_hsi,
@@ -108,7 +109,8 @@ def agreement(
                 part(pair.lr_hsi.meta.rows),
             )
         )  # fmt: skip
-        sections.append(_compared("hr_msi", pair.hr_msi, msi, maps, part(pair.hr_msi.meta.rows)))
+        shown = msi if pair.radiometry is None else InUnitsOfMsi(msi, pair.radiometry)
+        sections.append(_compared("hr_msi", pair.hr_msi, shown, maps, part(pair.hr_msi.meta.rows)))
         sections.append(_no_reference(result, pair, seen, used))
     return sections
 

@@ -15,6 +15,7 @@ from spectralift_cli.core.cube import (
     CubeReader,
     FloatArray,
     Progress,
+    SelectedReader,
     no_progress,
     row_blocks,
 )
@@ -22,10 +23,21 @@ from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.operators.blur import Blur
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.sensors.response import Srf
 
 _LEAST_SHARE = 0.99  # of an LR pixel's weight that must lie on valid HR pixels
 _WINDOW_BYTES = 8 * BLOCK_BYTES
+
+
+class InUnitsOfMsi(SelectedReader):
+    """What the LR-HSI's radiometry shows, in that of the MSI: (x - offset) / gain."""
+
+    def __init__(self, source: CubeReader, radiometry: Radiometry) -> None:
+        super().__init__(source)
+        self.meta = self.meta.replace(
+            scale=1 / radiometry.gain, offset=-radiometry.offset / radiometry.gain
+        )
 
 
 def bands_with_values(reader: CubeReader) -> BoolArray:
