@@ -70,6 +70,10 @@ def validate(
     no_reduced: Annotated[
         bool, typer.Option("--no-reduced", help="Do not run the pipeline one scale down.")
     ] = False,
+    var: options.Var = None,
+    axis_order: options.AxisOrder = None,
+    wavelengths: options.Wavelengths = None,
+    memory: options.Memory = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
@@ -81,8 +85,10 @@ def validate(
     far it agrees with the LR-HSI and the HR-MSI, and D_lambda, D_s and HQNR.
     """
     options.refuse_several_responses(console.given, ())
+    memory_bytes = options.parse_size(memory)
 
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.stages import Reading
     from spectralift_cli.core.validation.inputs import ValidateInputs
     from spectralift_cli.core.validation.validate import validate as run
 
@@ -95,6 +101,8 @@ def validate(
                     drop_uncovered_bands=drop_uncovered_bands,
                 ),
                 psf_file=psf_file, estimate=estimate,
+                lr_reading=Reading(var, axis_order, wavelengths, memory_bytes),
+                msi_reading=Reading(memory_bytes=memory_bytes),
             ),
             config, result=result, maps=maps, reduced=not no_reduced,
             refine=RefineConfig() if refine else None, estimate_anew=estimate_anew,

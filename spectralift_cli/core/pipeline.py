@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import platform
 import time
@@ -35,6 +36,10 @@ from spectralift_cli.core.runconfig import RunConfig
 from spectralift_cli.core.runplaces import LOG_NAME, append_log, inside, places
 from spectralift_cli.core.scene import open_scene
 from spectralift_cli.core.training import Trained
+from spectralift_cli.core.validation.document import document_text
+from spectralift_cli.core.validation.figures import DOCUMENT
+from spectralift_cli.core.validation.inputs import ValidateInputs
+from spectralift_cli.core.validation.validate import validate
 
 METRICS_SCHEMA = "spectralift.run-metrics/1"
 _MATLAB_NAME_CHARACTERS = 63
@@ -49,7 +54,7 @@ class RunResult:
     Args:
         folder: the run's folder.
         files: in it, by role: `scene` (a folder), `model`, `history`, `cube` (and `cube_json`,
-            `cube_img`, ... where it is more than a file), `metrics`, `config`, `log`.
+            `cube_img`, ... where it is more than a file), `metrics`, `validation`, `config`, `log`.
         report: the contents of run.json.
         scores: one for each convention; empty where there is no ground truth.
     """
@@ -80,7 +85,8 @@ def execute(
     """Run all stages into one folder.
 
     The folder holds the scene (where one is made), model.safetensors, the sharp cube, history.csv
-    (preset paper), metrics.json (where there is a ground truth), used_config.yaml, run.log and run.json. It is made
+    (preset paper), metrics.json (where there is a ground truth), the folder validate (where there is
+    none), used_config.yaml, run.log and run.json. It is made
     aside and moved into place when all is done.
 
     Args:
@@ -187,6 +193,7 @@ class _Run:
         inferred = self._infer(work, scene, trained, files)
         refined = self._refine(scene, files)
         scores = self._metrics(work, scene, files)
+        self._validate(work, scene, refined is not None, files)
         files["config"] = work / "used_config.yaml"
         write_text(files["config"], self.config.to_yaml())
         files["log"] = work / (inside(log_dir, folder) or Path()) / LOG_NAME
@@ -228,6 +235,19 @@ class _Run:
         files = self.config.infer[0]
         return stages.Reading(files.var, files.axis_order, None, self.memory_bytes)
 
+    def _lr_reading(self) -> stages.Reading:
+        train = self.config.train[0]
+        return stages.Reading(train.var, train.axis_order, train.wavelengths, self.memory_bytes)
+
+    def _response(self) -> ResponseChoice:
+        train = self.config.train[0]
+        return ResponseChoice(
+            srf_file=train.srf_file, sensor=train.sensor, msi_bands=train.msi_bands,
+            num_msi_bands=train.num_msi_bands,
+            fwhm_factor=train.fwhm_factor, invented=train.srf_wavelengths == "invented",
+            drop_uncovered_bands=train.drop_uncovered_bands,
+        )  # fmt: skip
+
     def _execution(self, progress: Progress) -> stages.Execution:
         return stages.Execution(self.device, self.threads, progress)
 
@@ -261,17 +281,9 @@ class _Run:
         if self.config.synth is not None:
             inputs = stages.TrainInputs(scene=scene)
         else:
-            response = ResponseChoice(
-                srf_file=given.srf_file, sensor=given.sensor, msi_bands=given.msi_bands,
-                num_msi_bands=given.num_msi_bands,
-                fwhm_factor=given.fwhm_factor, invented=given.srf_wavelengths == "invented",
-                drop_uncovered_bands=given.drop_uncovered_bands,
-            )  # fmt: skip
             inputs = stages.TrainInputs(
-                scene=scene, lr_hsi=given.lr_hsi, hr_msi=given.hr_msi, response=response,
-                reading=stages.Reading(
-                    given.var, given.axis_order, given.wavelengths, self.memory_bytes
-                ),
+                scene=scene, lr_hsi=given.lr_hsi, hr_msi=given.hr_msi, response=self._response(),
+                reading=self._lr_reading(),
             )  # fmt: skip
         files["model"] = work / "model.safetensors"
         if config.preset == "paper":
@@ -342,10 +354,7 @@ class _Run:
             inputs = RefineInputs(
                 lr_hsi=lr_hsi, hr_msi=self.config.msi, model=files["model"],
                 psf_file=given.psf_file, reading=reading,
-                lr_reading=stages.Reading(
-                    train.var, train.axis_order, train.wavelengths, self.memory_bytes
-                ),
-                msi_reading=self._msi_reading(),
+                lr_reading=self._lr_reading(), msi_reading=self._msi_reading(),
             )  # fmt: skip
         options = dict(self.config.infer[0].co)
         try:
@@ -408,6 +417,55 @@ class _Run:
             )
             self.log(f"metrics, mode {found.mode}: {values}")
         return scores
+
+    def _validate(
+        self, work: Path, scene: Path | None, refined: bool, files: dict[str, Path]
+    ) -> None:
+        """Judge the cube without a ground truth; where nobody asked for it, as far as that works."""
+        if self.config.validate is None:
+            return
+        given, config = self.config.validate
+        if given.when == "auto" and ("metrics" in files or not self.config.shows_one_ground):
+            return
+        maps = work / "validate" if given.maps else None
+        refine_config = self.config.refine[1] if self.config.refine and refined else None
+        try:
+            with self.stage("validate") as update:
+                found = validate(
+                    self._validate_inputs(scene),
+                    dataclasses.replace(self.config.train[1], uncertainty=False),
+                    result=files["cube"], maps=maps, reduced=config.reduced,
+                    refine=refine_config if config.reduced else None,
+                    trust_psf=refine_config is not None and refine_config.trust_psf,
+                    device=self.device,
+                    threads=self.threads, progress=update,
+                )  # fmt: skip
+        except DataError as error:
+            if given.when == "always":
+                raise
+            warnings.warn(
+                f"the cube is not validated: {error.message} ({error.hint})",
+                SpectraliftWarning,
+                stacklevel=2,
+            )
+            return
+        files["validation"] = (maps or work) / DOCUMENT
+        if maps is None:
+            write_text(files["validation"], document_text(found))
+        for section in found.sections:
+            told = ", ".join(f"{figure.name} {figure.value:.5g}" for figure in section.figures)
+            self.log(f"validate, {section.title}: {told}")
+        self.say(f"validate: {len(found.sections)} parts in {self.seconds['validate']:.1f} s")
+
+    def _validate_inputs(self, scene: Path | None) -> ValidateInputs:
+        psf_file = None if self.config.refine is None else self.config.refine[0].psf_file
+        if scene is not None and self.config.msi is None:
+            return ValidateInputs(scene=scene, psf_file=psf_file)
+        train = self.config.train[0]
+        return ValidateInputs(
+            lr_hsi=train.lr_hsi, hr_msi=self.config.msi, response=self._response(),
+            psf_file=psf_file, lr_reading=self._lr_reading(), msi_reading=self._msi_reading(),
+        )  # fmt: skip
 
     def _report(
         self,

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
 from spectralift_cli.core.cube import FloatArray, to_units
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.estimation.parts import Gain, Psf, Shift
+from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.report.context import Context
 from spectralift_cli.core.report.figures import map_picture
 from spectralift_cli.core.report.lattice import Lattice
 from spectralift_cli.core.report.looks import psf_plot
 from spectralift_cli.core.report.material import finite
-from spectralift_cli.core.report.parts import Cards, Gallery, Part, Table, Text
+from spectralift_cli.core.report.parts import Cards, Gallery, Part, Picture, Plot, Table, Text
+from spectralift_cli.core.validation.figures import Section
 
 _MAP_PERCENT = 99.0
+_MAP_SIZE = 256  # pixels, longest side of a residual's map
 _DECISIONS = {
     "keep": "Held-out LR pixels say that the refinement helps, so it was applied.",
     "damp": "Held-out LR pixels say that a part of the refinement helps, so it was damped.",
@@ -133,7 +137,46 @@ def validation(context: Context) -> list[Part] | None:
             rows.append((figure.name, value, figure.meaning + note))
         header = ("figure", "value", "what it means here")
         parts += [Text(section.about), Table(rows, header, section.title, (1,), stacks=True)]
+        if section.maps is not None and context.material.validation_folder is not None:
+            parts.append(_residual_maps(context, context.material.validation_folder, section))
     return parts
+
+
+_RESIDUALS = (
+    ("rmse", "RMSE of each pixel", "RMSE over bands, data units"),
+    ("sam_deg", "Angle of each pixel", "spectral angle, degrees"),
+)
+
+
+def _residual_maps(context: Context, folder: Path, section: Section) -> Part:
+    """Draw the maps that `validate --maps` wrote beside its document."""
+    name = str(section.maps)
+    shown: list[Picture | Plot] = []
+    lattice: Lattice | None = None
+    for key, title, label in _RESIDUALS:
+        path = folder / name / f"{key}.tif"
+        if name != Path(name).name or not path.is_file():
+            continue
+        try:
+            with open_cube(path, allow_2d=True) as reader:
+                if reader.meta.bands != 1:
+                    raise DataError(f"{path}: has {reader.meta.bands} bands, a map has one", "")
+                lattice = Lattice.of(
+                    reader.meta.shape[:2], min(context.config.image_size, _MAP_SIZE)
+                )
+                blocks = [to_units(b[0], reader.meta) for _, b in lattice.blocks(reader)]
+        except DataError as error:
+            return Text(f"A map of it cannot be shown: {error.message}.")
+        values = np.concatenate(blocks)[..., 0].astype(np.float64)
+        known = values[np.isfinite(values)]
+        if known.size:
+            high = float(np.percentile(known, _MAP_PERCENT))
+            alt = f"Map, {section.title}: {label}, mean {known.mean():.3g}"
+            shown.append(map_picture(values, title, alt, limits=(0.0, high), label=label))
+    if not shown or lattice is None:
+        return Text("Its maps are not beside it, or hold no value.")
+    return Gallery(shown, f"{section.title}, {lattice}; dark is good. The scales end at the 99th "
+                   "percentile.")  # fmt: skip
 
 
 def estimate(context: Context) -> list[Part] | None:

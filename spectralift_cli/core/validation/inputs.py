@@ -16,7 +16,6 @@ from spectralift_cli.core.cube import CubeReader, FloatArray
 from spectralift_cli.core.errors import OptionError, SpectraliftWarning
 from spectralift_cli.core.estimation.apply import check_estimate
 from spectralift_cli.core.estimation.result import Estimate, read_estimate
-from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
@@ -29,8 +28,10 @@ from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
+from spectralift_cli.core.stages import Reading
 
 _ASSUMED_FWHM = 1.0  # LR pixels
+_AS_FOUND = Reading()
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class ValidateInputs:
             the scene's, or to assume one.
         estimate: file of what was estimated from both images, of which what it marks as used
             applies: kernel, shift, radiometry, and the response where it is better.
+        lr_reading: how to read a loose LR-HSI.
+        msi_reading: how to read a loose HR-MSI.
     """
 
     scene: Path | None = None
@@ -54,6 +57,8 @@ class ValidateInputs:
     response: ResponseChoice = field(default_factory=ResponseChoice)
     psf_file: Path | None = None
     estimate: Path | None = None
+    lr_reading: Reading = _AS_FOUND
+    msi_reading: Reading = _AS_FOUND
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +111,13 @@ def open_pair(inputs: ValidateInputs) -> Iterator[Pair]:
     estimate = None if inputs.estimate is None else read_estimate(inputs.estimate)
     with contextlib.ExitStack() as stack:
         if inputs.scene is not None:
-            if inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice():
-                raise OptionError("a scene excludes loose files", "a scene brings its own files")
+            loose = inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice()
+            read = [replace(r, memory_bytes=None) for r in (inputs.lr_reading, inputs.msi_reading)]
+            if loose or read != [_AS_FOUND, _AS_FOUND]:
+                raise OptionError(
+                    "a scene excludes loose files and how to read them",
+                    "a scene brings its own files",
+                )
             yield _of_scene(open_scene(inputs.scene), inputs, estimate, stack)
         elif inputs.lr_hsi is None or inputs.hr_msi is None:
             raise OptionError(
@@ -153,8 +163,8 @@ def _of_files(
     lr_path: Path, msi_path: Path, inputs: ValidateInputs, estimate: Estimate | None,
     stack: contextlib.ExitStack,
 ) -> Pair:  # fmt: skip
-    lr = stack.enter_context(open_cube(lr_path))
-    msi = stack.enter_context(open_cube(msi_path, allow_2d=True))
+    lr = stack.enter_context(inputs.lr_reading.open(lr_path))
+    msi = stack.enter_context(inputs.msi_reading.open(msi_path, allow_2d=True))
     srf = None if estimate is None else estimate.srf
     srf = srf or pairs.find_response(inputs.response, lr.meta, lr_path, msi.meta, msi_path)
     placement = place(lr.meta, msi.meta, sources=(lr_path, msi_path))

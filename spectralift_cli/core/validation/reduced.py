@@ -14,7 +14,7 @@ from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.validation.inputs import Pair
-from spectralift_cli.core.validation.reproject import degrade
+from spectralift_cli.core.validation.reproject import degrade, seen_by_hsi
 
 FloatPixels = NDArray[np.float32]
 
@@ -93,7 +93,7 @@ def reduce_pair(pair: Pair) -> ReducedPair:
         DataError: the images are too small, or hardly overlap.
     """
     observation = pair.observation
-    msi = degrade(pair.hr_msi.read_units(), observation, _LEAST_SHARE)
+    msi = seen_by_hsi(pair.hr_msi, observation, _LEAST_SHARE)
     lr = pair.lr_hsi.read_units()
     seen = np.asarray(np.isfinite(msi).all(axis=2))
     rows, cols = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
@@ -104,17 +104,31 @@ def reduce_pair(pair: Pair) -> ReducedPair:
     scale = pair.placement.scale
     ratio = math.sqrt(scale[0] * scale[1])
     factor = reduction_factor(shape, ratio)
-    height, width = (size // factor * factor for size in shape)
-    cut = slice(top, top + height), slice(left, left + width)
-    truth, sharp = lr[cut], msi[cut]
-    placement = Placement(
-        (height // factor, width // factor), (height, width), (float(factor), float(factor))
-    )
-    optics = Observation(
-        rescaled_kernel(observation.psf, factor / ratio), placement,
-        observation.includes_footprint,
-    )  # fmt: skip
-    used = np.isfinite(truth).any(axis=(0, 1))
-    coarse = np.full((*placement.lr_shape, truth.shape[2]), np.nan, np.float32)
-    coarse[:, :, used] = degrade(truth[:, :, used], optics, _LEAST_SHARE)
+    lr = lr[top : top + shape[0], left : left + shape[1]]
+    msi = msi[top : top + shape[0], left : left + shape[1]]
+    coarse = _degraded(lr, observation, factor, ratio)
+    while factor > 2 and _whole_pixels(coarse) < LEAST_PIXELS:  # holes and borders cost pixels
+        factor -= 1
+        coarse = _degraded(lr, observation, factor, ratio)
+    truth = lr[: len(coarse) * factor, : coarse.shape[1] * factor]
+    sharp = msi[: truth.shape[0], : truth.shape[1]]
     return ReducedPair(coarse, sharp, truth, factor, factor / ratio, (top, left))
+
+
+def _degraded(lr: FloatPixels, observation: Observation, factor: int, ratio: float) -> FloatPixels:
+    """Return the LR-HSI blurred and averaged over factor x factor pixels, NaN in holes."""
+    h, w = lr.shape[0] // factor, lr.shape[1] // factor
+    placement = Placement((h, w), (h * factor, w * factor), (float(factor), float(factor)))
+    kernel = rescaled_kernel(observation.psf, factor / ratio)
+    optics = Observation(kernel, placement, observation.includes_footprint)
+    cut = lr[: h * factor, : w * factor]
+    used = np.isfinite(cut).any(axis=(0, 1))
+    coarse = np.full((h, w, lr.shape[2]), np.nan, np.float32)
+    coarse[:, :, used] = degrade(cut[:, :, used], optics, _LEAST_SHARE)
+    return coarse
+
+
+def _whole_pixels(image: FloatPixels) -> int:
+    """Return how many pixels hold all bands that hold anything."""
+    used = np.isfinite(image).any(axis=(0, 1))
+    return int(np.isfinite(image[:, :, used]).all(axis=2).sum()) if used.any() else 0

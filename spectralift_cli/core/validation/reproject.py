@@ -112,6 +112,23 @@ def write_seen_by_hsi(
         writer.commit()
 
 
+def seen_by_hsi(image: CubeReader, observation: Observation, share: float) -> AnyArray:
+    """Return (h, w, B) float32 what the LR-HSI's instrument sees of a sharp image, read by rows.
+
+    Args:
+        image: (H, W, B) on the HR grid.
+        observation: the instrument.
+        share: of an LR pixel's weight that must lie on valid pixels; NaN where less does.
+    """
+    h, w = observation.placement.lr_shape
+    out = np.full((h, w, image.meta.bands), np.nan, np.float32)
+    for rows in row_blocks(h, _rows_at_once(image.meta, observation)):
+        window, seen = _window(observation, rows)
+        if window.stop > window.start:
+            out[rows] = degrade(image.read_units(window), seen, share)
+    return out
+
+
 def _rows_at_once(meta: CubeMeta, observation: Observation) -> int:
     """Return LR rows whose window of HR rows, with its halo, takes a bounded share of memory."""
     halo = Blur(observation.psf).halo[0]

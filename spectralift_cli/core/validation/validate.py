@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.identity import identity, provenance
 from spectralift_cli.core.outputs import Staging
 from spectralift_cli.core.validation.agreement import agreement
-from spectralift_cli.core.validation.figures import DOCUMENT, SCHEMA, Section, Validation
+from spectralift_cli.core.validation.document import document_text
+from spectralift_cli.core.validation.figures import DOCUMENT, Section, Validation
 from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
 from spectralift_cli.core.validation.likeness import warn_of_differences
 from spectralift_cli.core.validation.sight import with_matching_psf
@@ -119,8 +119,6 @@ def validate(
                 sections += agreement(reader, pair, work, folder, progress)
         found = Validation(tuple(sections), pair.psf, provenance("validate", options, identities))
         if stage is not None and folder is not None:
-            document = {"schema": SCHEMA, **found.to_json()}
-            text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-            (folder / DOCUMENT).write_text(text, encoding="utf-8")
+            (folder / DOCUMENT).write_text(document_text(found), encoding="utf-8")
             stage.commit()
         return found
