@@ -443,9 +443,7 @@ class _Refinement:
         """Say what the user should know of the inputs."""
         if self.match.before > BAD_MATCH and self.match.pixels:
             corrected = (
-                f"; corrected in {self.match.steps} steps, {self.match.after:.3g} times are left"
-                if self.match.steps
-                else ""
+                f"; corrected, {self.match.after:.3g} times are left" if self.match.steps else ""
             )
             warnings.warn(
                 f"the PSF and the registration leave {self.match.before:.3g} times the noise's "

@@ -138,12 +138,8 @@ def _observation(context: Context) -> Observation | str:
 def _against_msi(
     context: Context, result: CubeReader, msi: CubeReader, used: BoolArray, work: Path
 ) -> Residual:
-    material = context.material
-    estimate, checkpoint = material.estimate, material.checkpoint
-    srf = material.srf
-    radiometry = None if checkpoint is None else checkpoint.radiometry
-    if estimate is not None:
-        srf, radiometry = estimate.srf or srf, estimate.radiometry
+    estimate, radiometry = context.material.estimate, context.radiometry
+    srf = (None if estimate is None else estimate.srf) or context.material.srf
     if srf is None:
         raise DataError("there is no spectral response", "give one")
     path = work / "msi.npy"
@@ -180,6 +176,8 @@ def agreement(context: Context) -> list[Part] | None:
     if "result" not in metas or not (_NAMES.keys() & metas.keys()):
         return None
     rows, cols, bands = metas["result"].shape
+    if _is_validated(context):
+        return None  # the validation shows it, of every pixel
     if rows * cols * bands > MOST_VALUES:
         return [
             Text(
@@ -198,8 +196,16 @@ def agreement(context: Context) -> list[Part] | None:
     if shown:
         parts += [_maps(shown), _table(shown)]
     if "lr_hsi" in shown:
-        parts.append(Gallery([_curve(context, shown["lr_hsi"])]))
+        parts.append(Gallery([band_curve(context, shown["lr_hsi"].band_rmse)]))
     return parts
+
+
+def _is_validated(context: Context) -> bool:
+    """Tell whether a validation compares the result with the inputs, knowing what the page knows."""
+    found, estimate = context.material.validation, context.material.estimate
+    if estimate is not None:
+        return False
+    return found is not None and any(section.name in _NAMES for section in found.sections)
 
 
 def _sentences(shown: Mapping[str, Residual]) -> list[str]:
@@ -254,14 +260,17 @@ def _table(shown: Mapping[str, Residual]) -> Table:
     return Table(rows, header, numeric=(1, 2, 3, 4))
 
 
-def _curve(context: Context, one: Residual) -> Plot:
+def band_curve(context: Context, rmse: FloatArray) -> Plot:
+    """Draw the residual of each band (B,) against the LR-HSI, NaN where there is none."""
     with styled():
         figure, axes = figure_of()
         draw_curves(
-            axes, {"RMSE": one.band_rmse}, context.wavelengths_nm, bad_bands=context.bad_bands,
+            axes, {"RMSE": rmse}, context.wavelengths_nm, bad_bands=context.bad_bands,
             label="RMSE", unit="data units",
         )  # fmt: skip
         axes.set_ylim(bottom=0)
-    known = one.band_rmse[np.isfinite(one.band_rmse)]
-    alt = f"RMSE of each band against the LR-HSI: from {known.min():.3g} to {known.max():.3g}"
+    known = rmse[np.isfinite(rmse)]
+    alt = "RMSE of each band against the LR-HSI"
+    if known.size:
+        alt += f": from {known.min():.3g} to {known.max():.3g}"
     return plot(figure, "RMSE of each band against the LR-HSI", alt)

@@ -61,6 +61,8 @@ def _caption(context: Context, one: Composite) -> str:
     text += IMAGES[context.stretched_by[one.key]].partition(" (")[0]
     if "hr" in context.surveys and not context.surveys["hr"].lattice.is_all:
         text += f"; {context.surveys['hr'].lattice} shown"
+    if one.msi is not None and context.radiometry is not None:
+        text += ". The HR-MSI is shown in the LR-HSI's radiometry, by its gain and offset"
     return f"{text}. Holes are transparent."
 
 
@@ -96,6 +98,8 @@ def spectra(context: Context) -> list[Part] | None:
         )
     if "hr_msi" in context.metas:
         words.append("The MSI's dots lie at the centres of its bands, the bars show their width.")
+        if context.radiometry is not None:
+            words.append("Its values are brought into the LR-HSI's radiometry.")
     return [Text(" ".join(words)), Gallery(members)]
 
 
