@@ -176,9 +176,11 @@ def agreement(context: Context) -> list[Part] | None:
     if "result" not in metas or not (_NAMES.keys() & metas.keys()):
         return None
     rows, cols, bands = metas["result"].shape
-    if _is_validated(context):
-        return None  # the validation shows it, of every pixel
-    if rows * cols * bands > MOST_VALUES:
+    large = rows * cols * bands > MOST_VALUES
+    # a validation shows it, of every pixel; what an estimate changes is worth another look
+    if _is_validated(context) and (large or context.material.estimate is None):
+        return None
+    if large:
         return [
             Text(
                 f"Not computed: the result has {rows * cols * bands:,} values, a page compares up "
@@ -201,10 +203,8 @@ def agreement(context: Context) -> list[Part] | None:
 
 
 def _is_validated(context: Context) -> bool:
-    """Tell whether a validation compares the result with the inputs, knowing what the page knows."""
-    found, estimate = context.material.validation, context.material.estimate
-    if estimate is not None:
-        return False
+    """Tell whether a validation compares the result with the inputs."""
+    found = context.material.validation
     return found is not None and any(section.name in _NAMES for section in found.sections)
 
 

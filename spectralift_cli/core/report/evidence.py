@@ -143,7 +143,7 @@ def validation(context: Context) -> list[Part] | None:
             parts.append(_residual_maps(context, context.material.validation_folder, section))
         curve = section.per_band.get("rmse")
         hsi = context.hsi
-        if section.name == "lr_hsi" and curve is not None and hsi and len(curve) == hsi.bands:
+        if section.name == "lr_hsi" and curve is not None and hsi and len(curve) == hsi.bands > 1:
             parts.append(Gallery([band_curve(context, curve)]))
     return parts
 
@@ -182,7 +182,7 @@ def _residual_maps(context: Context, folder: Path, section: Section) -> Part:
             return Text(f"A map of it cannot be shown: {error.message}.")
         values = np.concatenate(blocks)[..., 0].astype(np.float64)
         known = values[np.isfinite(values)]
-        if known.size:
+        if known.size and (key == "rmse" or known.any()):  # one band has no angles
             high = float(np.percentile(known, _MAP_PERCENT))
             alt = f"Map, {section.title}: {label}, mean {known.mean():.3g}"
             shown.append(map_picture(values, title, alt, limits=(0.0, high), label=label))
@@ -218,7 +218,7 @@ def estimate(context: Context) -> list[Part] | None:
     if cards:
         shown.append(Cards(cards))
     if parts.gain is not None:
-        words = f"SRF(LR-HSI) = gain x HR-MSI + offset. {_signs(parts.gain.why).capitalize()}."
+        words = f"SRF(LR-HSI) = gain x HR-MSI + offset; {_signs(parts.gain.why)}."
         shown += [Text(words, "Gain and offset"), _gain_table(parts.gain, found.band_names)]
     if parts.psf is not None:
         shown.append(

@@ -272,6 +272,8 @@ def _section(
         ("rmse", "rmse", "data units"),
     ):  # fmt: skip
         value, other = scores.values[name], baseline.values[name]
+        if name == "sam" and reduced.truth.shape[2] == 1:
+            value = math.nan  # a single band has no angle
         figures.append(
             Figure(
                 key, value, unit, convention + _stated(name, scores, reduced.factor),
