@@ -474,7 +474,11 @@ def _calibrated(
 ) -> Trained:
     """Return what was trained with a calibration of its uncertainty."""
     from spectralift_cli.core.uncertainty.calibrate import calibrate
-    from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
+    from spectralift_cli.core.validation.inputs import (
+        ValidateInputs,
+        open_pair,
+        warn_of_assumed_psf,
+    )
 
     if inputs.scene is None and inputs.hr_msi is None:
         raise OptionError(
@@ -483,6 +487,8 @@ def _calibrated(
         )
     images = ValidateInputs(inputs.scene, inputs.lr_hsi, inputs.hr_msi, inputs.response)
     with open_pair(images) as pair:
+        if pair.psf_role == "nothing":
+            warn_of_assumed_psf()
         found = calibrate(
             trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
             threads=execution.threads, progress=execution.progress,

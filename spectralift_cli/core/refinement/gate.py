@@ -105,7 +105,8 @@ def judge(gram: Gram, variances: FloatArray, residual: Floats32, first: Floats32
     # of a ratio of sums over blocks
     spread = each - gain * dd
     error = float(np.sqrt(np.square(spread).sum() * len(each) / (len(each) - 1))) / total
-    decision = "drop" if gain <= error else "keep" if factor == 1 else "damp"
+    # not `gain <= error`: what is no number helps nothing
+    decision = "drop" if not gain > error else "keep" if factor == 1 else "damp"
     return Verdict(
         decision, factor if decision != "drop" else 0.0, gain, error, held_pixels, len(each)
     )

@@ -91,7 +91,7 @@ class SignalSpace:
                 edge = _BEYOND_NOISE * floor * (1 + np.sqrt(shape)) ** 2
                 kept = int(np.clip((values[:rank] > edge).sum(), 1, most))
             axes = vectors[:, :kept]
-            if round_ == _ROUNDS:
+            if round_ == _ROUNDS or bands == 1:  # no other band tells the noise of a single one
                 break
             left = np.eye(bands) - axes @ axes.T
             residual = np.einsum("ij,jk,ik->i", left, whitened, left)
