@@ -394,7 +394,7 @@ def _calibrated(
     images = ValidateInputs(inputs.scene, inputs.lr_hsi, inputs.hr_msi, inputs.response)
     with open_pair(images) as pair:
         found = calibrate(
-            trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
+            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf, device=device,
             threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
     checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
