@@ -6,10 +6,12 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -18,6 +20,8 @@ import spectralift_cli as sl
 from spectralift_cli.core import samples
 from spectralift_cli.core.checkpoint import load_checkpoint, save_checkpoint
 from spectralift_cli.core.errors import DataError, OptionError
+from spectralift_cli.core.pipeline import execute
+from spectralift_cli.core.runconfig import resolve_config
 from spectralift_cli.core.uncertainty.calibrate import noise_free
 from spectralift_cli.core.uncertainty.calibration import (
     ErrorModel,
@@ -341,3 +345,39 @@ def test_command_writes_both_cubes(
     assert document["uncertainty"]["pixels"] == 128 * 112
     again = spectralift(*words, tmp_path / "u.tif")
     assert again.returncode == 4
+
+
+def test_a_run_writes_it_and_its_report_shows_it(scene: sl.Scene, tmp_path: Path) -> None:
+    config = {
+        "schema": "spectralift.run/1",
+        "train": {"scene": str(scene.folder), "model": "linear", "uncertainty": True},
+        "infer": {"format": "npy", "uncertainty": True},
+        "refine": {"enabled": False},
+    }
+    done = execute(resolve_config(config), tmp_path / "out")
+    assert done.files["uncertainty"] == tmp_path / "out" / "uncertainty.npy"
+    assert done.report["outputs"]["uncertainty_json"] == "uncertainty.npy.json"
+    page = done.files["report"].read_text()
+    assert "is expected to be" in page and "meant for 95 %" in page
+    sl.infer(
+        done.files["model"], scene.folder, tmp_path / "sr.npy", uncertainty_file=tmp_path / "u.npy"
+    )
+    assert (tmp_path / "u.npy").read_bytes() == done.files["uncertainty"].read_bytes()
+    again: dict[str, Any] = yaml.safe_load(done.files["config"].read_text())
+    assert resolve_config(again).infer[0].uncertainty
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("infer.uncertainty=true",), "train.uncertainty is false"),
+        (("infer.uncertainty=true", "train.uncertainty=true"), "not of what refine"),
+    ],
+)
+def test_a_run_refuses_what_it_cannot_calibrate(given: tuple[str, ...], told: str) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        resolve_config(None, ["train.scene=scene", *given])
+    assert caught.value.exit_code == 3 and caught.value.hint.startswith("give ")
+    resolve_config(
+        None, ["train.scene=s", *given, "train.uncertainty=true", "refine.enabled=false"]
+    )

@@ -210,10 +210,7 @@ def infer(
             "flagged": expected.flagged, "pixels": expected.pixels,
             "mean_expected_rmse": expected.mean_expected,
         }  # fmt: skip
-        console.say(
-            f"expected RMSE {expected.mean_expected:.4g} data units on average; {expected.flagged:,} "
-            f"of {expected.pixels:,} pixels are unlike what was seen in training"
-        )
+        console.say(str(expected))
     return Result(
         outputs=result.files,
         side_files=[] if result.uncertainty is None else result.uncertainty.files,

@@ -49,7 +49,8 @@ class RunResult:
     Args:
         folder: the run's folder.
         files: in it, by role: `scene` (a folder), `model`, `history`, `cube` (and `cube_json`,
-            `cube_img`, ... where it is more than a file), `metrics`, `config`, `log`.
+            `cube_img`, ... where it is more than a file), `uncertainty` (likewise), `metrics`,
+            `config`, `log`.
         report: the contents of run.json.
         scores: one for each convention; empty where there is no ground truth.
     """
@@ -80,7 +81,8 @@ def execute(
     """Run all stages into one folder.
 
     The folder holds the scene (where one is made), model.safetensors, the sharp cube, history.csv
-    (preset paper), metrics.json (where there is a ground truth), used_config.yaml, run.log and run.json. It is made
+    (preset paper), metrics.json (where there is a ground truth), the uncertainty (where
+    infer.uncertainty asks for it), used_config.yaml, run.log and run.json. It is made
     aside and moved into place when all is done.
 
     Args:
@@ -318,14 +320,17 @@ class _Run:
                 ),
                 batch_size=given.inference_batch_size,
                 reading=self._msi_reading(), execution=self._execution(update),
+                uncertainty_file=work / f"uncertainty.{given.format}" if given.uncertainty else None,
             )  # fmt: skip
-        files["cube"] = result.files[0]
-        files |= {f"cube_{path.suffix[1:]}": path for path in result.files[1:]}
+        files |= _by_role("cube", result.files)
         rate = result.pixels / max(self.seconds["infer"], 1e-9)
         self.say(
             f"infer: {result.pixels:,} pixels in {self.seconds['infer']:.1f} s "
             f"({rate:,.0f} pixels/s)"
         )
+        if result.uncertainty is not None:
+            files |= _by_role("uncertainty", result.uncertainty.files)
+            self.say(str(result.uncertainty))
         return result
 
     def _refine(self, scene: Path | None, files: dict[str, Path]) -> RefineResult | None:
@@ -486,6 +491,11 @@ class _Run:
         )
         for role, name in names.items():
             self.log(f"{role}: {name}")
+
+
+def _by_role(role: str, paths: Sequence[Path]) -> dict[str, Path]:
+    """Return an image's files, the main one first, by role and ending."""
+    return {role: paths[0]} | {f"{role}_{path.suffix[1:]}": path for path in paths[1:]}
 
 
 def _versions() -> dict[str, str]:

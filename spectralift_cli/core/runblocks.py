@@ -115,6 +115,9 @@ class InferFiles:
     inference_batch_size: int | None = key(
         None, "pixels at a time; changes memory and speed only", low=1, high=2**31 - 1
     )
+    uncertainty: bool = key(
+        False, "write uncertainty.FORMAT, too; needs train.uncertainty and refine.enabled: false"
+    )
 
     def __post_init__(self) -> None:
         check(self)

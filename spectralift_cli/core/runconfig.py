@@ -165,6 +165,7 @@ def _native(merged: Mapping[str, Any], source: str) -> RunConfig:
     config = _resolve(blocks, source)
     if "refine" not in blocks and config.shows_one_ground:
         config = dataclasses.replace(config, refine=(RefineFiles(), RefineConfig()))
+    _check_uncertainty(config, source)
     return dataclasses.replace(config, snapshot=_snapshot(config))
 
 
@@ -176,6 +177,7 @@ def _flat(merged: Mapping[str, Any], source: str) -> RunConfig:
     if blocks["infer"].get("hr_msi") is not None:
         blocks.pop("metrics", None)  # the ground truth is of another image
     config = _resolve(blocks, source)
+    _check_uncertainty(config, source)
     return dataclasses.replace(
         config,
         snapshot=flat_snapshot(flat) | dotted,
@@ -249,6 +251,24 @@ def _check_files(
         )
     if train.scene is None and train.hr_msi is None and infer.hr_msi is None:
         raise DataError(f"{source}: names no image to sharpen", "give train: hr_msi: FILE")
+
+
+def _check_uncertainty(config: RunConfig, source: str) -> None:
+    """Refuse an uncertainty that nothing calibrates, or that is not the final cube's."""
+    if not config.infer[0].uncertainty:
+        return
+    if not config.train[1].uncertainty:
+        raise DataError(
+            f"{source}: infer.uncertainty is true and train.uncertainty is false, so that no "
+            "calibration would be there",
+            "give train: uncertainty: true",
+        )
+    if config.refine is not None:
+        raise DataError(
+            f"{source}: infer.uncertainty tells the error of what infer makes, not of what refine "
+            "makes of it",
+            "give refine: enabled: false, or leave infer.uncertainty out",
+        )
 
 
 def _snapshot(config: RunConfig) -> dict[str, Any]:

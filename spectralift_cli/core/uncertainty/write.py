@@ -53,6 +53,12 @@ class UncertaintyResult:
     pixels: int
     mean_expected: float
 
+    def __str__(self) -> str:
+        return (
+            f"expected RMSE {self.mean_expected:.4g} data units on average; {self.flagged:,} "
+            f"of {self.pixels:,} pixels are unlike what was seen in training"
+        )
+
 
 def calibration_of(checkpoint: Checkpoint, source: object) -> Calibration:
     """Return a checkpoint's calibration.
