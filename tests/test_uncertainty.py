@@ -21,6 +21,7 @@ from spectralift_cli.core import samples
 from spectralift_cli.core.checkpoint import load_checkpoint, save_checkpoint
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.pipeline import execute
+from spectralift_cli.core.refining import infer_refined, refine_inputs
 from spectralift_cli.core.runconfig import resolve_config
 from spectralift_cli.core.uncertainty.calibrate import noise_free
 from spectralift_cli.core.uncertainty.calibration import (
@@ -352,7 +353,6 @@ def test_a_run_writes_it_and_its_report_shows_it(scene: sl.Scene, tmp_path: Path
         "schema": "spectralift.run/1",
         "train": {"scene": str(scene.folder), "model": "linear", "uncertainty": True},
         "infer": {"format": "npy", "uncertainty": True},
-        "refine": {"enabled": False},
     }
     done = execute(resolve_config(config), tmp_path / "out")
     assert done.files["uncertainty"] == tmp_path / "out" / "uncertainty.npy"
@@ -371,13 +371,33 @@ def test_a_run_writes_it_and_its_report_shows_it(scene: sl.Scene, tmp_path: Path
     ("given", "told"),
     [
         (("infer.uncertainty=true",), "train.uncertainty is false"),
-        (("infer.uncertainty=true", "train.uncertainty=true"), "not of what refine"),
+        (("infer.uncertainty=true", "train.uncertainty=true", "refine.ungated=true"), "ungated"),
     ],
 )
 def test_a_run_refuses_what_it_cannot_calibrate(given: tuple[str, ...], told: str) -> None:
     with pytest.raises(DataError, match=told) as caught:
         resolve_config(None, ["train.scene=scene", *given])
     assert caught.value.exit_code == 3 and caught.value.hint.startswith("give ")
-    resolve_config(
-        None, ["train.scene=s", *given, "train.uncertainty=true", "refine.enabled=false"]
-    )
+    allowed = [pair for pair in given if "refine" not in pair]
+    resolve_config(None, ["train.scene=scene", *allowed, "train.uncertainty=true"])
+
+
+def test_refinement_leaves_the_uncertainty_as_it_is(
+    scene: sl.Scene, model: Path, tmp_path: Path
+) -> None:
+    """It is of the estimate before, which a gated refinement does not make worse."""
+    inputs = refine_inputs(model, scene.folder)
+    file, plain = tmp_path / "u.npy", tmp_path / "plain.npy"
+    infer_refined(model, scene.folder, tmp_path / "a.npy", inputs=inputs, uncertainty_file=file)
+    infer_refined(model, scene.folder, tmp_path / "b.npy", inputs=inputs)
+    sl.infer(model, scene.folder, tmp_path / "c.npy", uncertainty_file=plain)
+    assert file.read_bytes() == plain.read_bytes()
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    with pytest.raises(OptionError, match="named twice"):
+        infer_refined(model, scene.folder, file, inputs=inputs, uncertainty_file=file)
+    with pytest.raises(OptionError, match="ungated"):
+        infer_refined(
+            model, scene.folder, tmp_path / "d.npy", None, sl.RefineConfig(ungated=True),
+            inputs=inputs, uncertainty_file=tmp_path / "e.npy",
+        )  # fmt: skip
+    assert not (tmp_path / "e.npy").exists()

@@ -116,7 +116,7 @@ class InferFiles:
         None, "pixels at a time; changes memory and speed only", low=1, high=2**31 - 1
     )
     uncertainty: bool = key(
-        False, "write uncertainty.FORMAT, too; needs train.uncertainty and refine.enabled: false"
+        False, "write uncertainty.FORMAT, too, of the cube before refine; needs train.uncertainty"
     )
 
     def __post_init__(self) -> None:

@@ -254,7 +254,7 @@ def _check_files(
 
 
 def _check_uncertainty(config: RunConfig, source: str) -> None:
-    """Refuse an uncertainty that nothing calibrates, or that is not the final cube's."""
+    """Refuse an uncertainty that nothing calibrates, or that a refinement may exceed."""
     if not config.infer[0].uncertainty:
         return
     if not config.train[1].uncertainty:
@@ -263,11 +263,11 @@ def _check_uncertainty(config: RunConfig, source: str) -> None:
             "calibration would be there",
             "give train: uncertainty: true",
         )
-    if config.refine is not None:
+    if config.refine is not None and config.refine[1].ungated:
         raise DataError(
-            f"{source}: infer.uncertainty tells the error of what infer makes, not of what refine "
-            "makes of it",
-            "give refine: enabled: false, or leave infer.uncertainty out",
+            f"{source}: infer.uncertainty is true and refine.ungated is true, which may make errors "
+            "larger than what is expected",
+            "give refine: ungated: false, or leave infer.uncertainty out",
         )
 
 

@@ -89,7 +89,8 @@ def write_uncertainty(
 
     Bands, float32, in data units: the expected RMSE over bands, what it stays below with 68 % and
     with 95 %, and 1 where the pixel's MSI spectrum lies outside of what was seen in training, else
-    0. Holes of the MSI are NaN. The spectra are those of `infer` before clipping and rounding.
+    0. Holes of the MSI are NaN. The spectra are those of `infer` before clipping and rounding, the
+    errors those against spectra without noise. The quantiles hold on average over scenes.
 
     Args:
         checkpoint: of a training with --uncertainty.
