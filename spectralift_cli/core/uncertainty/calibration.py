@@ -31,6 +31,7 @@ _RIDGES = 0.01, 0.03, 0.1, 0.3, 1.0, 3.0
 _REACH = 0.5  # spans of a feature beyond what was seen, up to which it goes on
 _ARRAYS = ("centre", "whitening", "landmarks", "line", "floors")
 _HALVINGS = 60
+_LARGEST_SHIFT = 100.0  # exp of it is a number still
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +181,7 @@ class Calibration:
         spread: of its logarithm, see `Growth`.
         flag_distance: beyond which a pixel's spectrum lies outside what was seen.
         ratio: between the images, that the inflation is for.
-        factor: of the step one scale down, where the inflation was measured.
+        factor: of the step one scale down.
         pixels: that were held out.
         psf: where the PSF of that step comes from, in words.
 
@@ -222,7 +223,8 @@ class Calibration:
             self.ratio,
         )
         numbers.append(np.array(scalars))
-        if not shapes or not all(np.isfinite(a).all() for a in numbers):
+        sane = abs(self.shift) < _LARGEST_SHIFT
+        if not shapes or not sane or not all(np.isfinite(a).all() for a in numbers):
             raise DataError(
                 "the calibration of the uncertainty is damaged", "train again with --uncertainty"
             )
