@@ -255,29 +255,30 @@ class RunJob:
             if found is None:
                 continue
             changed = list(differences(as_json(inputs), found.inputs))
-            damaged = [] if changed else self._sums.damaged(found, folder)
+            damaged = [] if changed else self._sums.damaged(found.outputs, folder)
             if changed:
                 more = " ..." if len(changed) > _MOST_NAMES else ""
                 reason = reason or f"changed: {', '.join(changed[:_MOST_NAMES])}{more}"
             elif not damaged:
-                self._adopt(found, folder)
+                self._adopt(found, folder, found.outputs)
                 return found, ""
             elif later is None or not set(damaged) <= set(later.outputs):
                 reason = reason or f"not as it was written: {', '.join(damaged)}"
             elif (
                 follows is not None
                 and as_json(follows(found)) == later.inputs
-                and not self._sums.damaged(later, folder)
+                and not self._sums.damaged(later.outputs, folder)
             ):
-                self._record(found)  # its outputs come with the successor's
+                # what is damaged comes with the successor's outputs
+                self._adopt(found, folder, [n for n in found.outputs if n not in damaged])
                 return found, ""
             else:
                 reason = reason or f"{successor} has replaced {', '.join(damaged)}"
         return None, reason
 
-    def _adopt(self, receipt: Receipt, folder: Path) -> None:
+    def _adopt(self, receipt: Receipt, folder: Path, names: Iterable[str]) -> None:
         if folder != self.work:
-            for name in receipt.outputs:
+            for name in names:
                 remove(self.work / name)
                 take_over(folder / name, self.work / name)
         self._record(receipt)
@@ -352,7 +353,9 @@ class RunJob:
         """
         if {r.stage: r for r in receipts} != self._old:
             return False
-        if any(self._sums.damaged(found, self.output) for found in self._old.values()):
+        # of what a later stage has replaced, that stage's
+        written = {name: sha256 for r in self._old.values() for name, sha256 in r.outputs.items()}
+        if self._sums.damaged(written, self.output):
             return False
         with contextlib.suppress(OSError):
             return (self.output / "used_config.yaml").read_text(encoding="utf-8") == config

@@ -490,7 +490,7 @@ def _calibrated(
         if pair.psf_role == "nothing":
             warn_of_assumed_psf()
         found = calibrate(
-            trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
+            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf, device=device,
             threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
     checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)

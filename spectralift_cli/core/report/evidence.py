@@ -101,7 +101,8 @@ def uncertainty(context: Context) -> list[Part] | None:
     words = [
         f"The error of a pixel (RMSE over bands) is expected to be {mean:.3g} data units on "
         f"average. {100 * flagged:.3g} % of the pixels have a spectrum outside of what was seen in "
-        "training, where neither the result nor this number is sure."
+        "training, where neither the result nor this number is sure. The numbers are of the result "
+        "before any refinement; they hold on average over scenes, not in each."
     ]
     surveyed = context.surveys.get("hr")
     if surveyed is not None and surveyed.rmse is not None:
