@@ -28,7 +28,7 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
-from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
+from spectralift_cli.core.inference import InferPlan, InferResult, prepare
 from spectralift_cli.core.inference import infer as infer_cube
 from spectralift_cli.core.jobs.folder import refuse_unfinished
 from spectralift_cli.core.levels import SharpImage, sample_levels
@@ -88,11 +88,14 @@ class Execution:
         device: auto, cpu, cuda, cuda:N or mps.
         threads: at most; None for all this process may use.
         progress: called with (done, total).
+        memory_bytes: the most that this process may ever hold; None for what speed asks for. `infer`
+            alone keeps to it, on a processor.
     """
 
     device: str = "auto"
     threads: int | None = None
     progress: Progress = field(default=no_progress)
+    memory_bytes: int | None = None
 
 
 def synth(
@@ -593,8 +596,8 @@ def infer(
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, options=stored.options, overwrite=overwrite,
-            progress=execution.progress,
+            threads=execution.threads, memory_bytes=execution.memory_bytes,
+            options=stored.options, overwrite=overwrite, progress=execution.progress,
         )  # fmt: skip
         if uncertainty_file is None:
             return made
@@ -612,28 +615,48 @@ def open_model(path: AnyPath, estimate: AnyPath | None = None) -> Checkpoint:
     return checkpoint if estimate is None else applied(checkpoint, Path(estimate))
 
 
+@dataclass(frozen=True, eq=False)
+class InferForecast:
+    """What `infer` would do.
+
+    Args:
+        plan: of its work; what it holds in memory also depends on the output's format.
+        pixels_per_s: read and computed in a short trial on this machine, without writing.
+    """
+
+    plan: InferPlan
+    pixels_per_s: float
+
+    @property
+    def seconds(self) -> float:
+        """About how long it would take if the disk keeps up."""
+        return self.plan.meta.rows * self.plan.meta.cols / self.pixels_per_s
+
+
 def plan_infer(
     model: AnyPath,
     image: AnyPath,
+    output: AnyPath,
+    config: InferConfig | None = None,
     *,
     stored: Storage = Storage(),
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
-    drop_bad_bands: bool = False,
     estimate: AnyPath | None = None,
-) -> InferPlan:
-    """Return what `infer` would write and need."""
+) -> InferForecast:
+    """Return what `infer` would write, need and take; the arguments are those of `infer`."""
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
-        return plan_inference(
-            checkpoint, without_dropped(reader, checkpoint.srf).meta,
+        inference = prepare(
+            checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, source=path, drop_bad_bands=drop_bad_bands,
+            threads=execution.threads, memory_bytes=execution.memory_bytes, output=Path(output),
         )  # fmt: skip
+        return InferForecast(inference.plan, inference.trial())
 
 
 def evaluate(
