@@ -39,6 +39,7 @@ from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
 from spectralift_cli.core.radiometry import Radiometry
+from spectralift_cli.core.refinement.refine import Optical
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
@@ -206,6 +207,7 @@ class _Opened:
     shift_px: tuple[float, float] = (0.0, 0.0)
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
+    optical: Optical = field(default_factory=Optical)
 
     def __enter__(self) -> _Opened:
         return self
@@ -227,7 +229,12 @@ def _open_training(inputs: TrainInputs) -> _Opened:
         opened.__exit__()
         raise
     opened.identities["estimate"] = identity(inputs.estimate)
-    return dataclasses.replace(opened, radiometry=found.radiometry, shift_px=found.shift_px)
+    optical = opened.optical
+    if found.effective_psf is not None:
+        optical = Optical(found.effective_psf, includes_footprint=True)
+    return dataclasses.replace(
+        opened, radiometry=found.radiometry, shift_px=found.shift_px, optical=optical
+    )
 
 
 def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
@@ -282,6 +289,9 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         msi = without_dropped(msi, srf)
         sharp = _look_at(msi, srf, meta, placement)
         radius = pairs.psf_radius_lr_px(scene)
+        optical = Optical()
+        if scene.has("psf"):
+            optical = Optical(read_psf(scene.path("psf")), scene.psf_includes_footprint)
     except BaseException:
         reader.close()
         if msi is not None:
@@ -291,6 +301,7 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     return _Opened(
         reader, srf, scaling, {"scene": scene.identity()}, sharp,
         shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
+        optical=optical,
     )  # fmt: skip
 
 
@@ -364,7 +375,7 @@ def train(
             progress=execution.progress, announce=announce, state_path=state,
             save_every_s=save_every_s, resume=resume, inputs=opened.identities,
             radiometry=opened.radiometry, shift_px=opened.shift_px, sharp=opened.sharp,
-            shares_extent=opened.shares_extent,
+            shares_extent=opened.shares_extent, optical=opened.optical,
         )  # fmt: skip
         if config.uncertainty:
             trained = _calibrated(trained, inputs, opened.reader, device, execution)
