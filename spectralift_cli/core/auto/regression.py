@@ -18,90 +18,18 @@ from spectralift_cli.core.cube import BoolArray
 from spectralift_cli.core.devices import Workers
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.holdout import Split
-from spectralift_cli.core.models.fourier import waves
 from spectralift_cli.core.physics.lens import Lens
+from spectralift_cli.core.physics.waves import WaveChoice, Waves
 
 Floats32 = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 LEAST_PIXELS = 32  # LR pixels that see the HR-MSI
-_SMOOTHNESS = 2.5
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _PAIRS = (0.0, 0.3)  # weights of the LR pixels' own pairs
 _LINE_PENALTY = 1e-4  # of the ridge
 _SPLITS = 3
 _DROPPED = 0.03  # of the held-out error; errors add up as squares
-
-
-@dataclass(frozen=True)
-class WaveChoice:
-    """What a fit chooses among.
-
-    Args:
-        count: F, waves.
-        lengths: length scales in standard deviations of the LR-MSI.
-    """
-
-    count: int
-    lengths: tuple[float, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Waves:
-    """Random Fourier features with their coefficients.
-
-    Args:
-        frequencies: (M, F).
-        phases: (F,).
-        coefficients: (F, K); (F, K) @ (K, B) are those of the spectra.
-        basis: (K, B), orthonormal.
-    """
-
-    frequencies: Floats32
-    phases: Floats32
-    coefficients: Floats32
-    basis: Floats32
-
-    @classmethod
-    def drawn(cls, bands: int, choice: WaveChoice, length: float, seed: int) -> Waves:
-        """Draw the waves of a Matern kernel of a length scale; their coefficients are still zero.
-
-        Its spectral density is Student's t distribution of 2 v degrees of freedom.
-        """
-        rng = np.random.default_rng(seed)
-        normal = rng.standard_normal((bands, choice.count))
-        spread = np.sqrt(rng.chisquare(2 * _SMOOTHNESS, choice.count) / (2 * _SMOOTHNESS))
-        phases = rng.uniform(0, 2 * np.pi, choice.count)
-        return cls(
-            (normal / spread / length).astype(np.float32), phases.astype(np.float32),
-            np.zeros((choice.count, 0), np.float32), np.zeros((0, 0), np.float32),
-        )  # fmt: skip
-
-    def features(self, z: Floats32, group: slice = slice(None)) -> Floats32:
-        """Return (n, F), or a group of them, of standardised MSI (n, M)."""
-        frequencies = torch.from_numpy(np.ascontiguousarray(self.frequencies[:, group]))
-        made = waves(torch.from_numpy(z), frequencies, torch.from_numpy(self.phases[group]))
-        return made.numpy() * np.float32(np.sqrt(len(self.phases[group]) / len(self.phases)))
-
-    def with_coefficients(self, coefficients: Floats, z: Floats32, allowed: float) -> Waves:
-        """Return waves of fewest components that spectra need, which saves inference most of a product.
-
-        Args:
-            coefficients: (F, B).
-            z: (n, M) standardised MSI, to judge by.
-            allowed: root mean square there of what the components that are left out say.
-        """
-        spectra = product(self.features(z), coefficients)
-        found = torch.linalg.eigh(torch.from_numpy(product(spectra.T, spectra)))
-        left = np.sqrt(np.cumsum(found[0].clamp(min=0).numpy()) / spectra.size)
-        dropped = min(int((left <= allowed).sum()), len(left) - 1)
-        axes = found[1].numpy()[:, dropped:]
-        # the sign of an eigenvector is arbitrary: fixed, so that it cannot differ between runs
-        axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1, 1)
-        return dataclasses.replace(
-            self, coefficients=product(coefficients, axes).astype(np.float32),
-            basis=axes.T.astype(np.float32),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

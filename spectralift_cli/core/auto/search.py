@@ -14,7 +14,7 @@ from torch import Tensor
 from spectralift_cli.core.auto.distil import Share, as_one
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines
 from spectralift_cli.core.auto.parts import Part, fit_part, part_tensors
-from spectralift_cli.core.auto.regression import Regression, WaveChoice
+from spectralift_cli.core.auto.regression import Regression
 from spectralift_cli.core.auto.samples import Problem, Sample
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress
@@ -23,6 +23,7 @@ from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.holdout import Errors, Split, inner_pixels
 from spectralift_cli.core.netfit import NetSize
 from spectralift_cli.core.physics.lens import Lens
+from spectralift_cli.core.physics.waves import WaveChoice
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
