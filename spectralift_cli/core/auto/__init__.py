@@ -7,8 +7,7 @@ over 4 x 4 pixels, so that it is judged across such a gap of scales as it will h
 while it learns from the smaller gap of 2 x 2, where more pixels are left. The weights that score
 best decide; nothing else does, and no ground truth takes part. Of the HR-MSI, where there is one,
 the noise, the contrast and, to distil, some pixels take part (`SharpLook`), and with three bands or
-more a fifth candidate is fitted to the LR-HSI through the PSF (`spectralift_cli.core.physics`). That
-one is scored on what the PSF shows of it at the held-out pixels, as it would be used.
+more a fifth candidate is fitted to the LR-HSI through the PSF (`spectralift_cli.core.physics`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from spectralift_cli.core.physics.waves import WaveChoice, Waves
 Floats32 = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
-LEAST_PIXELS = 32  # LR pixels that see the HR-MSI
+LEAST_PIXELS = 64  # LR pixels that see the HR-MSI
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _PAIRS = (0.0, 0.3)  # weights of the LR pixels' own pairs
 _LINE_PENALTY = 1e-4  # of the ridge
@@ -122,6 +122,9 @@ class Regression:
         self._y_pairs = lr_hsi[row_of[self._paired]]
         self._row_at = np.full(valid.size, -1)
         self._row_at[self.pixels] = np.arange(len(self.pixels))
+        pair_at = np.zeros(valid.size, np.int64)
+        pair_at[self._paired] = np.arange(len(self._paired))
+        self._pair_of = pair_at[self.pixels]
         self.features = pixel_features(x, lr_hsi.shape[1], np.zeros((x.shape[1],) * 2))
         ends = np.stack([np.minimum(lens.low, x.min(axis=0)), np.maximum(lens.high, x.max(axis=0))])
         self.low, self.high = self.features(ends.clip(*msi_range).astype(np.float32))
@@ -157,12 +160,20 @@ class Regression:
         return {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
 
     def rows_at(self, pixels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return (n,) the rows that `without` gives for flat indices, -1 where there is none."""
+        """Return (n,) the rows that `without` has for flat indices, -1 where there is none."""
         return self._row_at[pixels]
 
-    def without(self, split: Split) -> Floats32:
-        """Return (n, B) estimates of `pixels`, seen through the optics, without the held-out ones."""
-        return product(self._chosen.seen, self._weights(split.training)).astype(np.float32)
+    def without(self, split: Split) -> tuple[Floats32, Floats32]:
+        """Return estimates of `pixels` by a fit without the held-out ones.
+
+        Returns:
+            (n, B) of what the optics show of the HR pixels' estimates, and (n, B) from the LR
+            pixels' own MSI.
+        """
+        weights = self._weights(split.training)
+        own = self._chosen.pairs[self._pair_of]
+        seen, alone = (product(each, weights) for each in (self._chosen.seen, own))
+        return seen.astype(np.float32), alone.astype(np.float32)
 
     def _columns(
         self, lens: Lens, own: BoolArray, x: Floats32, msi_range: Floats32,
