@@ -12,6 +12,7 @@ more a fifth candidate is fitted to the LR-HSI through the PSF (`spectralift_cli
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -22,19 +23,29 @@ from numpy.typing import NDArray
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines, penalty, with_ones
 from spectralift_cli.core.auto.parts import Part, no_range, part_tensors
 from spectralift_cli.core.auto.regression import Regression
-from spectralift_cli.core.auto.samples import Problem
+from spectralift_cli.core.auto.samples import PixelProblem, Problem
 from spectralift_cli.core.auto.search import EFFORTS, RIDGE_SPLITS, AutoFit, Effort, Search
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, Progress, no_progress
 from spectralift_cli.core.devices import Workers, check_threads, on_device, one_thread_each
-from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
+from spectralift_cli.core.holdout import Places
 from spectralift_cli.core.kernelfit import fit_kernel
 from spectralift_cli.core.netfit import CPU
 from spectralift_cli.core.physics.lens import Lens, View
 from spectralift_cli.core.physics.optical import find_psf
 from spectralift_cli.core.sharplook import SharpLook
 
-__all__ = ["CANDIDATES", "EFFORTS", "LEAST_PIXELS", "AutoFit", "Effort", "fit_auto"]
+__all__ = [
+    "CANDIDATES",
+    "EFFORTS",
+    "LEAST_PIXELS",
+    "AutoFit",
+    "Effort",
+    "check_model_of_pool",
+    "fit_auto",
+    "fit_pool",
+]
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -96,8 +107,68 @@ def fit_auto(
         return _fit_auto(problem, config, view, device, threads, progress)
 
 
+def fit_pool(
+    lr_msi: FloatPixels,
+    lr_hsi: FloatPixels,
+    srf: Floats,
+    places: Places,
+    config: TrainConfig,
+    *,
+    sharp: SharpLook | None = None,
+    device: torch.device = CPU,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> AutoFit:
+    """Choose and fit an inverter for LR pixels of several images, or some of one image's.
+
+    Candidates with the coarse prior are left out: they hold the one LR-HSI whose area they serve,
+    and need all of its pixels. So is the fit through the physics, which needs one pair of images.
+
+    Args:
+        lr_msi: (N, M) scaled, finite.
+        lr_hsi: (N, B) scaled, finite.
+        srf: (M, B) response over these bands, whose rows sum to 1.
+        places: where the pixels lie; every image is held out in blocks of its own.
+        config: see `fit_auto`.
+        sharp: what is known of the HR-MSIs, scaled; None for nothing.
+        device: where the networks and kernels are fitted.
+        threads: at most; None for all this process may use. Changes no byte of the result.
+        progress: called as progress(fits done, all fits).
+
+    Raises:
+        OptionError: the config asks for a model with the prior, or through the physics.
+    """
+    check_model_of_pool(config)
+    with one_thread_each(), on_device(device):
+        problem = PixelProblem(lr_msi, lr_hsi, srf, places, sharp)
+        found = _fit_auto(problem, config, None, device, threads, progress)
+    if config.model not in (None, "ensemble"):
+        return found
+    why = "several scenes" if len(places.shapes) > 1 else "a part of the LR pixels"
+    left_out = f"{found.choice}; candidates with a prior and physics left out, for {why}"
+    return dataclasses.replace(found, choice=left_out)
+
+
+def check_model_of_pool(config: TrainConfig) -> None:
+    """Refuse a model that `fit_pool` cannot fit.
+
+    Raises:
+        OptionError: it holds the prior, or is fitted through the physics.
+    """
+    why = {
+        "prior-mlp": "holds the whole LR-HSI of one scene, whose area alone it serves",
+        "physics": "is fitted to the LR-HSI and the HR-MSI of one scene",
+    }.get(config.model or "")
+    if why is not None:
+        raise OptionError(
+            f"--model {config.model} {why}: it does not apply to several scenes or to a part of the "
+            "LR pixels",
+            "leave --model out, or train it on one scene without --max-pixels",
+        )
+
+
 def _fit_auto(
-    problem: Problem,
+    problem: PixelProblem,
     config: TrainConfig,
     view: View | None,
     device: torch.device,
@@ -109,7 +180,7 @@ def _fit_auto(
     few = pixels < LEAST_PIXELS or not problem.splits()
     if config.model == "kernel" and not few:
         return _kernel(problem, config.seed, device)
-    if config.model == "physics" and not few:
+    if config.model == "physics" and isinstance(problem, Problem) and not few:
         return _physics(problem, view, config, threads)
     # a kernel, or a fit through the physics, of few pixels is a line
     wanted = _OF_MODEL[config.model or "ensemble"]
@@ -125,7 +196,7 @@ def _fit_auto(
             )
         return _linear_only(problem)
     lens, without = None, ""
-    if config.model in (None, "ensemble"):
+    if config.model in (None, "ensemble") and isinstance(problem, Problem):
         lens, without = _candidate_lens(problem, view)
     return Search(problem, wanted, config, device, threads, progress, lens, without).run()
 
@@ -155,7 +226,7 @@ def _lens(problem: Problem, view: View) -> Lens:
     return Lens(view, psf)
 
 
-def _linear_only(problem: Problem) -> AutoFit:
+def _linear_only(problem: PixelProblem) -> AutoFit:
     """Fit the linear model with the ridge that leaves single pixels out best."""
     sample, features = problem.pixel, problem.features(problem.pixel)
     z = with_ones(features(sample.u))
@@ -176,7 +247,7 @@ def _linear_only(problem: Problem) -> AutoFit:
     )  # fmt: skip
 
 
-def _kernel(problem: Problem, seed: int, device: torch.device) -> AutoFit:
+def _kernel(problem: PixelProblem, seed: int, device: torch.device) -> AutoFit:
     """Fit the kernel model, its length scale and noise chosen on held-out blocks."""
     sample = problem.pixel
     (line,) = fit_lines(sample.u, sample.y, problem.features(sample), RIDGES[:1])
