@@ -145,7 +145,7 @@ def fit_pool(
     if config.model not in (None, "ensemble"):
         return found
     why = "several scenes" if len(places.shapes) > 1 else "a part of the LR pixels"
-    left_out = f"{found.choice}; candidates with a prior and physics left out, for {why}"
+    left_out = f"{found.choice}; physics and candidates with a prior left out, for {why}"
     return dataclasses.replace(found, choice=left_out)
 
 
