@@ -56,7 +56,7 @@ PROTOCOLS = ("physical", "published")
 PRESETS = ("auto", "paper")
 EFFORTS = ("fast", "default", "best")
 # what preset auto may be told to use; the table of all models is `core.models.MODELS`
-AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "ensemble", "paper")
+AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "physics", "ensemble", "paper")
 # those of them whose fit has no effort to choose
 EFFORTLESS_MODELS = ("linear", "kernel", "paper")
 SCHEDULES = ("one_cycle", "cosine_restart", "flat")
@@ -228,7 +228,7 @@ class TrainConfig:
         if model in EFFORTLESS_MODELS and "effort" in given:
             raise OptionError(
                 f"--effort does not apply to the model {model}",
-                "it belongs to residual-mlp, prior-mlp and ensemble, or leave --model out",
+                "it belongs to residual-mlp, prior-mlp, physics and ensemble, or leave --model out",
             )
         schedule = given.get("lr_schedule", TrainConfig.lr_schedule)
         rates = {name for names in SCHEDULE_OPTIONS.values() for name in names}

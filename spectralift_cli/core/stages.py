@@ -43,6 +43,7 @@ from spectralift_cli.core.pooling import Source
 from spectralift_cli.core.pooltraining import open_pool, train_pool
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Ranks, joined
+from spectralift_cli.core.refinement.refine import Optical
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
@@ -214,6 +215,7 @@ class _Opened:
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
     scaled_from: tuple[float, float] | None = None
+    optical: Optical = field(default_factory=Optical)
 
     def source(self) -> Source:
         """Return the image as one of a pool."""
@@ -243,7 +245,12 @@ def _open_training(inputs: TrainInputs) -> _Opened:
         opened.__exit__()
         raise
     opened.identities["estimate"] = identity(inputs.estimate)
-    return dataclasses.replace(opened, radiometry=found.radiometry, shift_px=found.shift_px)
+    optical = opened.optical
+    if found.effective_psf is not None:
+        optical = Optical(found.effective_psf, includes_footprint=True)
+    return dataclasses.replace(
+        opened, radiometry=found.radiometry, shift_px=found.shift_px, optical=optical
+    )
 
 
 def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
@@ -298,6 +305,9 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         msi = without_dropped(msi, srf)
         sharp = _look_at(msi, srf, meta, placement)
         radius = pairs.psf_radius_lr_px(scene)
+        optical = Optical()
+        if scene.has("psf"):
+            optical = Optical(read_psf(scene.path("psf")), scene.psf_includes_footprint)
     except BaseException:
         reader.close()
         if msi is not None:
@@ -308,6 +318,7 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         reader, srf, scaling, {"scene": scene.identity()}, sharp,
         shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
         scaled_from=scene.scaling,
+        optical=optical,
     )  # fmt: skip
 
 
@@ -398,7 +409,7 @@ def train(
                 scaling=one.scaling, hr_msi=one.hr_msi, psf_radius_lr_px=one.psf_radius_lr_px,
                 device=device, threads=threads, progress=execution.progress, announce=announce,
                 inputs=one.identities, radiometry=one.radiometry, shift_px=one.shift_px,
-                sharp=one.sharp, shares_extent=one.shares_extent, **paper,
+                sharp=one.sharp, shares_extent=one.shares_extent, optical=one.optical, **paper,
             )  # fmt: skip
             if config.uncertainty and leads:
                 trained = _calibrated(trained, several[0], one.reader, device, execution)
