@@ -27,7 +27,7 @@ from spectralift_cli.core.metrics import METRICS
 from spectralift_cli.core.metrics.evaluate import Scores
 from spectralift_cli.core.outputs import Staging, write_text
 from spectralift_cli.core.pairs import ResponseChoice
-from spectralift_cli.core.refinement.refine import RefineResult
+from spectralift_cli.core.refinement.outcome import RefineResult
 from spectralift_cli.core.refining import RefineInputs, refine
 from spectralift_cli.core.resources import peak_memory_bytes
 from spectralift_cli.core.runblocks import SCHEMA
