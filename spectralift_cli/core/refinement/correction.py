@@ -66,6 +66,8 @@ class Correction:
         share = self.optics.share(None if self.sharp.valid.all() else self.sharp.valid)
         self.use: BoolArray = self._lr_valid & Optics.whole(share)
         self._scale = np.where(self.use, 1 / np.where(self.use, share, 1), 0).astype(np.float32)
+        # held-out LR pixels see through the same wrong kernel: then the HR-MSI is asked, too
+        self.doubtful = self.match.after > _BAD_MATCH and not config.ungated
         self.steps = 0
         self.factor = 0.0
 
@@ -149,25 +151,42 @@ class Correction:
         self.verdict = (
             UNGATED if self.config.ungated else judge(gram, variances, residual, explained)
         )
-        self.factor = self.verdict.factor
         v, self.steps = gram.solve(variances, residual - explained)
         v *= variances.astype(np.float32)
+        self._v = np.zeros(self._seen.shape, np.float32)
+        self._v[self.use] = v * self._scale[self.use][:, None]
+        if self.doubtful:
+            self.verdict = self.verdict.limited(self._msi_share(done))
+        self.factor = self.verdict.factor
         self._lr_after = multiply(
             residual - self.factor * (explained + gram.matrix @ v), self._out.astype(np.float32)
         )
-        self._v = np.zeros(self._seen.shape, np.float32)
-        self._v[self.use] = v * self._scale[self.use][:, None]
+
+    def _msi_share(self, done: Callable[[int], None]) -> float:
+        """Return by which share of the correction the HR-MSI is nearest, in units of its noise."""
+        agreed = moved = 0.0
+        for part, block in self._cube.blocks():
+            residual, there = self._msi_residual(part, block)
+            seen = through_response(self._added(part, residual), self._srf)[there] / self._msi_noise
+            wanted = residual[there] / self._msi_noise
+            agreed += float((seen * wanted).sum())
+            moved += float(np.square(seen).sum())
+            done(part.stop - part.start)
+        return agreed / moved if moved else 0.0
+
+    def _added(self, part: slice, residual: Floats32) -> Floats32:
+        """Return the whole correction (n, W, B) of some rows, in units."""
+        weights = self.sharp.weights[part]
+        findings = self._step.find(residual, weights)
+        second = self.optics.spread(self._v, part) * weights[:, :, None]
+        change = self._step.within(findings) + multiply(second, self._out.astype(np.float32))
+        return self.space.spectra(change) + self._step.beyond(findings)
 
     def corrected(self, part: slice) -> tuple[Floats32, BoolArray]:
         """Return the corrected units (n, W, B) of some rows, and which values they change."""
         block = self._cube.read(part)
         residual, there = self._msi_residual(part, block)
-        findings = self._step.find(residual, self.sharp.weights[part])
-        change = self._step.within(findings)
-        second = self.optics.spread(self._v, part) * self.sharp.weights[part][:, :, None]
-        change += multiply(second, self._out.astype(np.float32))
-        added = self.space.spectra(change) + self._step.beyond(findings)
-        added *= np.float32(self.factor)
+        added = self._added(part, residual) * np.float32(self.factor)
         after = (residual - through_response(added, self._srf))[there]
         self._msi_after += np.square(after, dtype=np.float64).sum(axis=0)
         used = self.sharp.used
@@ -194,11 +213,11 @@ class Correction:
     def warn(self) -> None:
         """Say what the user should know of the inputs."""
         if self.match.before > _BAD_MATCH and self.match.pixels:
-            corrected = (
-                f"; corrected in {self.match.steps} steps, {self.match.after:.3g} times are left"
-                if self.match.steps
-                else ""
-            )
+            corrected = ""
+            if self.match.steps:
+                corrected = f"; corrected in {self.match.steps} steps, {self.match.after:.3g} times are left"
+            elif self.config.trust_psf:
+                corrected = "; without --trust-psf the PSF would be corrected by the images"
             warnings.warn(
                 f"the PSF and the registration leave {self.match.before:.3g} times the noise's "
                 f"power between the LR-HSI and the HR-MSI{corrected}; what is left counts as noise",

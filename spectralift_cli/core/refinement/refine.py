@@ -82,6 +82,7 @@ def refine(
         cube = HeldCube(estimate, limit // 4)
         msi = HeldCube(hr_msi, limit // 8, radiometry)
         work = Correction(cube, HeldCube(lr_hsi, limit // 8), msi, srf, placement, optical, config)
+        done.total += rows if work.doubtful else 0
         done.add(rows)
         work.look_at_lr(done.add)
         work.decide(done.add)
@@ -105,11 +106,12 @@ def refine(
 
 class _Count:
     def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
+        self.total = total
+        self._progress, self._done = progress, 0
 
     def add(self, rows: int) -> None:
         self._done += rows
-        self._progress(self._done, self._total)
+        self._progress(self._done, self.total)
 
 
 def _clip_range(

@@ -19,9 +19,9 @@ from spectralift_cli.core.report.parts import Cards, Gallery, Part, Table, Text
 _MAP_PERCENT = 99.0
 _DECISIONS = {
     "keep": "Held-out LR pixels say that the refinement helps, so it was applied.",
-    "damp": "Held-out LR pixels say that a part of the refinement helps, so it was damped.",
-    "drop": "Held-out LR pixels say that the refinement does not help, so the result is as the "
-    "model made it.",
+    "damp": "The images say that a part of the refinement helps, so it was damped.",
+    "drop": "The images say that the refinement does not help, so the result is as the model made "
+    "it.",
     "ungated": "The refinement was applied whatever held-out LR pixels say.",
 }
 
@@ -44,6 +44,9 @@ def refinement(context: Context) -> list[Part] | None:
         pixels, blocks = numbers.get("held_pixels"), numbers.get("blocks")
         if pixels is not None and blocks is not None:
             rows.append(("judged on", f"{pixels:,.0f} LR pixels in {blocks:,.0f} blocks"))
+    share = numbers.get("msi_share")
+    if share is not None:
+        rows.append(("share that the HR-MSI bears out", f"{100 * share:.3g} %"))
     factor = numbers.get("factor")
     if factor is not None:
         rows.append(("share applied", f"{100 * factor:.3g} %"))
