@@ -25,12 +25,9 @@ from spectralift_cli.core.outputs import Staging
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
 from spectralift_cli.core.radiometry import Radiometry
-from spectralift_cli.core.refinement.refine import (
-    Optical,
-    RefinePlan,
-    RefineResult,
-    plan_refinement,
-)
+from spectralift_cli.core.refinement.optics import Optical
+from spectralift_cli.core.refinement.outcome import RefineResult
+from spectralift_cli.core.refinement.plan import RefinePlan, plan_refinement
 from spectralift_cli.core.refinement.refine import refine as refine_cube
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf

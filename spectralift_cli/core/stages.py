@@ -43,7 +43,7 @@ from spectralift_cli.core.pooling import Source
 from spectralift_cli.core.pooltraining import open_pool, train_pool
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Ranks, joined
-from spectralift_cli.core.refinement.refine import Optical
+from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf

@@ -66,12 +66,13 @@ class Match:
     gain: FloatArray
     pixels: int
 
-    def covariance(self, image: Floats32, valid: BoolArray) -> FloatArray:
+    def covariance(self, image: Floats32, valid: BoolArray, noise_power: FloatArray) -> FloatArray:
         """Return (K, K) the covariance of the error that the kernel makes in coefficients.
 
         Args:
-            image: (h, w, K) coefficients of the LR-HSI, noise 1.
+            image: (h, w, K) coefficients of the LR-HSI.
             valid: (h, w).
+            noise_power: (K,) variance of noise in each.
         """
         excess = max(self.after - 1, 0.0)
         bands = image.shape[2]
@@ -81,7 +82,7 @@ class Match:
             for each in found:
                 flat = each.astype(np.float64)
                 moments += flat.T @ flat / max(1, len(flat)) / len(found)
-            moments -= _DIFFERENCE_NOISE * np.eye(bands)
+            moments -= _DIFFERENCE_NOISE * np.diag(noise_power)
             values, axes = np.linalg.eigh(moments)
             moments = (axes * np.maximum(values, 0)) @ axes.T * (excess / self.roughness)
         return moments
