@@ -146,7 +146,6 @@ class _Lines:
 
     def guarded(self, guard: int) -> _Lines:
         """Return the chosen pixels with the widest guard band, up to `guard`, that leaves enough."""
-        from scipy.ndimage import binary_dilation  # which inference does without
 
         for width in range(min(guard, max(self.rows.size, self.cols.size)), 0, -1):
             wide = _Lines(_widened(self.rows, width), _widened(self.cols, width))
