@@ -56,6 +56,7 @@ class RunJob:
         self.output = output
         self.receipts: dict[str, Receipt] = {}
         self._old: dict[str, Receipt] = {}
+        self._taken: set[str] = set()  # stages, from the finished run
         self._begun: Mapping[str, Any] = {}
         self._sums = Checksums()
         self._check_place(resume, overwrite)
@@ -254,13 +255,16 @@ class RunJob:
             found, later = receipts.get(stage), receipts.get(successor)
             if found is None:
                 continue
+            is_old = folder == self.output
             changed = list(differences(as_json(inputs), found.inputs))
             damaged = [] if changed else self._sums.damaged(found, folder)
             if changed:
                 more = " ..." if len(changed) > _MOST_NAMES else ""
                 reason = reason or f"changed: {', '.join(changed[:_MOST_NAMES])}{more}"
             elif not damaged:
-                self._adopt(found, folder)
+                if is_old:
+                    self._take_over(found)
+                self._record(found)
                 return found, ""
             elif later is None or not set(damaged) <= set(later.outputs):
                 reason = reason or f"not as it was written: {', '.join(damaged)}"
@@ -270,17 +274,17 @@ class RunJob:
                 and not self._sums.damaged(later, folder)
             ):
                 self._record(found)  # its outputs come with the successor's
+                self._taken |= {stage} if is_old else set()
                 return found, ""
             else:
                 reason = reason or f"{successor} has replaced {', '.join(damaged)}"
         return None, reason
 
-    def _adopt(self, receipt: Receipt, folder: Path) -> None:
-        if folder != self.work:
-            for name in receipt.outputs:
-                remove(self.work / name)
-                take_over(folder / name, self.work / name)
-        self._record(receipt)
+    def _take_over(self, receipt: Receipt) -> None:
+        for name in receipt.outputs:
+            remove(self.work / name)
+            take_over(self.output / name, self.work / name)
+        self._taken.add(receipt.stage)
 
     def _record(self, receipt: Receipt) -> None:
         if self.receipts.get(receipt.stage) == receipt:
@@ -345,10 +349,11 @@ class RunJob:
         return receipt
 
     def is_unchanged(self, receipts: Iterable[Receipt], config: str) -> bool:
-        """Tell whether the finished run that is there has these stages, no others, and this config."""
+        """Tell whether all of a run is taken over from the one that is there, which has this config."""
+        if {receipt.stage for receipt in receipts} != self._taken or self._taken != set(self._old):
+            return False
         with contextlib.suppress(OSError):
-            used = (self.output / "used_config.yaml").read_text(encoding="utf-8")
-            return {r.stage: r for r in receipts} == self._old and used == config
+            return (self.output / "used_config.yaml").read_text(encoding="utf-8") == config
         return False
 
     def commit(self, names: Collection[str]) -> None:
