@@ -56,7 +56,6 @@ class RunJob:
         self.output = output
         self.receipts: dict[str, Receipt] = {}
         self._old: dict[str, Receipt] = {}
-        self._taken: set[str] = set()  # stages, from the finished run
         self._begun: Mapping[str, Any] = {}
         self._sums = Checksums()
         self._check_place(resume, overwrite)
@@ -255,36 +254,34 @@ class RunJob:
             found, later = receipts.get(stage), receipts.get(successor)
             if found is None:
                 continue
-            is_old = folder == self.output
             changed = list(differences(as_json(inputs), found.inputs))
-            damaged = [] if changed else self._sums.damaged(found, folder)
+            damaged = [] if changed else self._sums.damaged(found.outputs, folder)
             if changed:
                 more = " ..." if len(changed) > _MOST_NAMES else ""
                 reason = reason or f"changed: {', '.join(changed[:_MOST_NAMES])}{more}"
             elif not damaged:
-                if is_old:
-                    self._take_over(found)
-                self._record(found)
+                self._adopt(found, folder, found.outputs)
                 return found, ""
             elif later is None or not set(damaged) <= set(later.outputs):
                 reason = reason or f"not as it was written: {', '.join(damaged)}"
             elif (
                 follows is not None
                 and as_json(follows(found)) == later.inputs
-                and not self._sums.damaged(later, folder)
+                and not self._sums.damaged(later.outputs, folder)
             ):
-                self._record(found)  # its outputs come with the successor's
-                self._taken |= {stage} if is_old else set()
+                # what is damaged comes with the successor's outputs
+                self._adopt(found, folder, [n for n in found.outputs if n not in damaged])
                 return found, ""
             else:
                 reason = reason or f"{successor} has replaced {', '.join(damaged)}"
         return None, reason
 
-    def _take_over(self, receipt: Receipt) -> None:
-        for name in receipt.outputs:
-            remove(self.work / name)
-            take_over(self.output / name, self.work / name)
-        self._taken.add(receipt.stage)
+    def _adopt(self, receipt: Receipt, folder: Path, names: Iterable[str]) -> None:
+        if folder != self.work:
+            for name in names:
+                remove(self.work / name)
+                take_over(folder / name, self.work / name)
+        self._record(receipt)
 
     def _record(self, receipt: Receipt) -> None:
         if self.receipts.get(receipt.stage) == receipt:
@@ -349,8 +346,16 @@ class RunJob:
         return receipt
 
     def is_unchanged(self, receipts: Iterable[Receipt], config: str) -> bool:
-        """Tell whether all of a run is taken over from the one that is there, which has this config."""
-        if {receipt.stage for receipt in receipts} != self._taken or self._taken != set(self._old):
+        """Tell whether the finished run that is there has these stages, no others, and this config.
+
+        Its outputs must be whole: a stage that was made again for their damage may have the receipt
+        it had before.
+        """
+        if {r.stage: r for r in receipts} != self._old:
+            return False
+        # of what a later stage has replaced, that stage's
+        written = {name: sha256 for r in self._old.values() for name, sha256 in r.outputs.items()}
+        if self._sums.damaged(written, self.output):
             return False
         with contextlib.suppress(OSError):
             return (self.output / "used_config.yaml").read_text(encoding="utf-8") == config
