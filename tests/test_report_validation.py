@@ -47,7 +47,7 @@ def test_a_run_without_truth_validates_and_shows_it(scene: sl.Scene, tmp_path: P
     assert done.exit_code == 0, done.stderr
     folder = tmp_path / "out"
     outputs = json.loads((folder / "run.json").read_text())["outputs"]
-    assert outputs["validation"] == "validate/validate.json"
+    assert outputs["validation"] == "validate"
     document = json.loads((folder / "validate" / "validate.json").read_text())
     assert list(document["sections"]) == ["reduced", "lr_hsi", "hr_msi", "no_reference"]
     assert "refine (" in document["sections"]["reduced"]["about"]  # as the run itself

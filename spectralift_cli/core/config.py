@@ -31,6 +31,8 @@ class Option:
         choices: the values it may take, for a text or an integer, or ().
         allow_inf: whether positive infinity is meaningful (an SNR without noise).
         panel: heading it stands under in help, or "".
+        later: added after files were written: left out of JSON where it has its default, so that
+            what does not use it keeps its bytes.
     """
 
     help: str
@@ -40,6 +42,7 @@ class Option:
     choices: tuple[str | int, ...] = ()
     allow_inf: bool = False
     panel: str = ""
+    later: bool = False
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -159,6 +162,10 @@ class TrainConfig:
         None, "LR pixels a step (default: all of them)", low=1, high=2**31 - 1
     )
     seed: int = _option(42, "seed of the weights and the order of pixels", low=0, high=2**63 - 1)
+    max_pixels: int | None = _option(
+        None, "LR pixels to train on, drawn by the seed where there are more (default: all of them)",
+        low=2, high=2**31 - 1, later=True,
+    )  # fmt: skip
     uncertainty: bool = _option(
         False, "calibrate what infer --uncertainty writes, by some more fits to parts of the LR "
         "pixels: several times the time",
@@ -434,9 +441,11 @@ def check(config: Any) -> None:
 
 def to_json(config: Any) -> dict[str, Any]:
     """Return a config as a JSON object; infinity becomes the text "inf"."""
+    options = options_of(type(config))
     return {
         key: "inf" if isinstance(value, float) and math.isinf(value) else value
         for key, value in dataclasses.asdict(config).items()
+        if not (options[key][1].later and value == options[key][0].default)
     }
 
 

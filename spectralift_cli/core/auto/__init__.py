@@ -11,6 +11,7 @@ only the noise, the contrast and, to distil, some pixels take part (`SharpLook`)
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -20,17 +21,27 @@ from numpy.typing import NDArray
 
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines, penalty, with_ones
 from spectralift_cli.core.auto.parts import Part, no_range, part_tensors
-from spectralift_cli.core.auto.samples import Problem
+from spectralift_cli.core.auto.samples import PixelProblem, Problem
 from spectralift_cli.core.auto.search import EFFORTS, RIDGE_SPLITS, AutoFit, Effort, Search
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, Progress, no_progress
 from spectralift_cli.core.devices import on_device, one_thread_each
-from spectralift_cli.core.errors import SpectraliftWarning
+from spectralift_cli.core.errors import OptionError, SpectraliftWarning
+from spectralift_cli.core.holdout import Places
 from spectralift_cli.core.kernelfit import fit_kernel
 from spectralift_cli.core.netfit import CPU
 from spectralift_cli.core.sharplook import SharpLook
 
-__all__ = ["CANDIDATES", "EFFORTS", "LEAST_PIXELS", "AutoFit", "Effort", "fit_auto"]
+__all__ = [
+    "CANDIDATES",
+    "EFFORTS",
+    "LEAST_PIXELS",
+    "AutoFit",
+    "Effort",
+    "check_model_of_pool",
+    "fit_auto",
+    "fit_pool",
+]
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -82,8 +93,64 @@ def fit_auto(
         return _fit_auto(problem, config, device, threads, progress)
 
 
+def fit_pool(
+    lr_msi: FloatPixels,
+    lr_hsi: FloatPixels,
+    srf: Floats,
+    places: Places,
+    config: TrainConfig,
+    *,
+    sharp: SharpLook | None = None,
+    device: torch.device = CPU,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> AutoFit:
+    """Choose and fit an inverter for LR pixels of several images, or some of one image's.
+
+    Candidates with the coarse prior are left out: they hold the one LR-HSI whose area they serve,
+    and need all of its pixels.
+
+    Args:
+        lr_msi: (N, M) scaled, finite.
+        lr_hsi: (N, B) scaled, finite.
+        srf: (M, B) response over these bands, whose rows sum to 1.
+        places: where the pixels lie; every image is held out in blocks of its own.
+        config: see `fit_auto`.
+        sharp: what is known of the HR-MSIs, scaled; None for nothing.
+        device: where the networks and kernels are fitted.
+        threads: at most; None for all this process may use. Changes no byte of the result.
+        progress: called as progress(fits done, all fits).
+
+    Raises:
+        OptionError: the config asks for a model with the prior.
+    """
+    check_model_of_pool(config)
+    with one_thread_each(), on_device(device):
+        problem = PixelProblem(lr_msi, lr_hsi, srf, places, sharp)
+        found = _fit_auto(problem, config, device, threads, progress)
+    if config.model not in (None, "ensemble"):
+        return found
+    why = "several scenes" if len(places.shapes) > 1 else "a part of the LR pixels"
+    left_out = f"{found.choice}; candidates with a prior left out, for {why}"
+    return dataclasses.replace(found, choice=left_out)
+
+
+def check_model_of_pool(config: TrainConfig) -> None:
+    """Refuse a model that `fit_pool` cannot fit.
+
+    Raises:
+        OptionError: it holds the prior.
+    """
+    if config.model == "prior-mlp":
+        raise OptionError(
+            "--model prior-mlp holds the whole LR-HSI of one scene, whose area alone it serves: it "
+            "does not apply to several scenes or to a part of the LR pixels",
+            "leave --model out, or train it on one scene without --max-pixels",
+        )
+
+
 def _fit_auto(
-    problem: Problem,
+    problem: PixelProblem,
     config: TrainConfig,
     device: torch.device,
     threads: int | None,
@@ -109,7 +176,7 @@ def _fit_auto(
     return Search(problem, wanted, config, device, threads, progress).run()
 
 
-def _linear_only(problem: Problem) -> AutoFit:
+def _linear_only(problem: PixelProblem) -> AutoFit:
     """Fit the linear model with the ridge that leaves single pixels out best."""
     sample, features = problem.pixel, problem.features(problem.pixel)
     z = with_ones(features(sample.u))
@@ -130,7 +197,7 @@ def _linear_only(problem: Problem) -> AutoFit:
     )  # fmt: skip
 
 
-def _kernel(problem: Problem, seed: int, device: torch.device) -> AutoFit:
+def _kernel(problem: PixelProblem, seed: int, device: torch.device) -> AutoFit:
     """Fit the kernel model, its length scale and noise chosen on held-out blocks."""
     sample = problem.pixel
     (line,) = fit_lines(sample.u, sample.y, problem.features(sample), RIDGES[:1])

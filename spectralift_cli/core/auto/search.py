@@ -14,11 +14,11 @@ from torch import Tensor
 from spectralift_cli.core.auto.distil import Share, as_one
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines
 from spectralift_cli.core.auto.parts import Part, fit_part, part_tensors
-from spectralift_cli.core.auto.samples import Problem, Sample
+from spectralift_cli.core.auto.samples import PixelProblem, Sample
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress
 from spectralift_cli.core.devices import Workers, check_threads
-from spectralift_cli.core.holdout import Errors, Split, inner_pixels
+from spectralift_cli.core.holdout import Errors, Split
 from spectralift_cli.core.netfit import NetSize
 
 FloatPixels = NDArray[np.float32]
@@ -70,6 +70,7 @@ class AutoFit:
         weights: of the model.
         choice: in words, with the validation's scores.
         scores: numbers of the validation.
+        steps: changes of weights that the fits took, of all networks together.
     """
 
     model_name: str
@@ -77,6 +78,7 @@ class AutoFit:
     weights: dict[str, Tensor]
     choice: str
     scores: dict[str, float | int] = field(default_factory=dict)
+    steps: int = 0
 
 
 class Search:
@@ -84,7 +86,7 @@ class Search:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: PixelProblem,
         wanted: tuple[str, ...],
         config: TrainConfig,
         device: torch.device,
@@ -100,6 +102,7 @@ class Search:
         self._threads = check_threads(threads) if device.type == "cpu" else 1
         self._progress = progress
         self._done, self._all = 0, 1
+        self._steps: list[int] = []  # of every fit, which end in any order
         self._samples: dict[bool, Sample] = {}
         self._inner: dict[bool, bool] = {}
         self._lines: dict[bool, int] = {}
@@ -164,7 +167,8 @@ class Search:
         u = self._learning(widest).u
         sharp = self._problem.sharp_rows(u.shape[1])
         seed = (self._seed * 1024 + 200 + number) % 2**63
-        part = as_one(blend, u, sharp, self._size(self._effort.members), seed, allowed)
+        size = self._size(self._effort.members)
+        part = as_one(blend, u, sharp, size, seed, allowed, self._steps.append)
         return None if part is None else Share(part, 1.0, 1.0)
 
     def _learning(self, kind: bool) -> Sample:
@@ -184,6 +188,7 @@ class Search:
         seed = (self._seed * 1024 + 2 * number + kind) % 2**63
         part = fit_part(sample.u, sample.y, line, size, seed, self._device)
         if size.members:
+            self._steps.append(size.steps * size.members)
             self._done += 1
             self._progress(min(self._done, self._all), self._all)
         return part
@@ -197,7 +202,7 @@ class Search:
         sample = self._problem.learning if kind else self._problem.pixel
         if sample is None:  # the kinds that lack a sample were left out before
             raise AssertionError
-        choices = [sample, sample.where(inner_pixels(self._problem.shape))]
+        choices = [sample, sample.where(self._problem.inner())]
         slim = self._problem.features(sample).lines
         widths = [slim, slim + self._problem.grid.shape[2]] if kind else [slim]
         total = np.zeros((len(choices), len(widths), len(RIDGES)))
@@ -275,12 +280,12 @@ class Search:
         choice = f"{chosen}: held-out error {scores['validation_rmse']:.4g} ({alone})"
         if len(members) == 1:
             name, config, tensors, _ = members[0]
-            return AutoFit(name, config, tensors, choice, scores)
+            return AutoFit(name, config, tensors, choice, scores, sum(self._steps))
         joined = {"member_weights": torch.tensor([share for *_, share in members])}
         for index, (_, _, tensors, _) in enumerate(members):
             joined |= {f"members.{index}.{name}": tensor for name, tensor in tensors.items()}
         listed = [{"name": name, "config": config} for name, config, *_ in members]
-        return AutoFit("ensemble", {"members": listed}, joined, choice, scores)
+        return AutoFit("ensemble", {"members": listed}, joined, choice, scores, sum(self._steps))
 
     def _named(self, part: Part) -> tuple[str, dict[str, Any]]:
         nets = part.nets
@@ -296,7 +301,7 @@ class Search:
             return "residual-mlp", config
         problem = self._problem
         config |= {
-            "components": problem.grid.shape[2], "grid": list(problem.shape),
+            "components": problem.grid.shape[2], "grid": list(problem.grid.shape[:2]),
             "features": part.line.features.matrix.shape[1],
         }  # fmt: skip
         return "prior-mlp", config
