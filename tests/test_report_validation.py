@@ -62,6 +62,21 @@ def test_a_run_without_truth_validates_and_shows_it(scene: sl.Scene, tmp_path: P
     assert TITLE in (folder / "report.html").read_text()
 
 
+def test_resuming_keeps_it_as_long_as_nothing_it_tells_of_changed(
+    scene: sl.Scene, tmp_path: Path
+) -> None:
+    blocks = {**of_files(scene), "validate": {"reduced": False}, "report": {"write": False}}
+    assert run(tmp_path, blocks).exit_code == 0
+    again = run(tmp_path, blocks, "--resume")
+    assert "validate: unchanged, kept" in again.stderr
+    assert "nothing has changed" in again.stderr
+    blocks["refine"] = {"enabled": False}
+    other = run(tmp_path, blocks, "--resume")
+    assert other.exit_code == 0, other.stderr
+    assert "train: unchanged, kept" in other.stderr
+    assert "validate: made again (changed: " in other.stderr
+
+
 @pytest.mark.parametrize(("when", "done"), [(None, False), ("always", True), ("never", False)])
 def test_where_there_is_a_truth_only_who_asks_gets_one(
     when: str | None, done: bool, scene: sl.Scene, tmp_path: Path
