@@ -15,6 +15,7 @@ wrong (`Match.covariance`).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,8 @@ _LEAST_PER_PARAMETER = 4  # observations
 _LEAST_IMPROVEMENT = 0.99
 # of white noise of variance 1, what first and second differences have on average
 _DIFFERENCE_NOISE = (0.5 + 6.0) / 2
+BAD_MATCH = 2.0  # times the noise's power, from which a correction is worth a word
+_CLEARLY_BETTER = 0.5
 _SHIFTS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
 # start widths where no PSF is known, in LR pixels
 _WIDTHS = (0.25, 0.4, 0.6, 0.85, 1.2)
@@ -129,6 +132,29 @@ def match(images: Pair, psf: FloatArray, *, correct: bool = True) -> Match:
             break
         state, steps = changed, steps + 1
     return Match(state.psf, steps, before, state.power, seen.roughness, state.gain, seen.pixels)
+
+
+def best_match(images: Pair, psf: FloatArray | None, *, correct: bool = True) -> Match:
+    """Compare two images through the PSF that is known, corrected, or through one that is found.
+
+    Args:
+        images: to compare.
+        psf: to begin with; None to find one.
+        correct: whether to change it.
+
+    Raises:
+        DataError: the kernel is no PSF, or is wider than the image.
+    """
+    if psf is None:
+        return match(images, guess_psf(images))
+    given = match(images, psf, correct=correct)
+    if not correct or given.after < BAD_MATCH:
+        return given
+    # small steps from a kernel of quite another width may end short of what a fresh start finds
+    found = match(images, guess_psf(images))
+    if found.after > _CLEARLY_BETTER * given.after:
+        return given
+    return dataclasses.replace(found, before=given.before, steps=given.steps + found.steps)
 
 
 def guess_psf(images: Pair) -> FloatArray:

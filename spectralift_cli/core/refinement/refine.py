@@ -37,7 +37,13 @@ from spectralift_cli.core.refinement.images import (
     moments,
     usable_response,
 )
-from spectralift_cli.core.refinement.match import Match, Pair, guess_psf, match, through_response
+from spectralift_cli.core.refinement.match import (
+    BAD_MATCH,
+    Match,
+    Pair,
+    best_match,
+    through_response,
+)
 from spectralift_cli.core.refinement.optics import Optics
 from spectralift_cli.core.refinement.posterior import Gram, Prior
 from spectralift_cli.core.refinement.signal import MOST_COMPONENTS, SignalSpace, multiply
@@ -50,8 +56,6 @@ Floats32 = NDArray[np.float32]
 _MATCH_PIXELS = 2**22  # HR pixels that the PSF is compared on
 _MOST_BYTES = 2_000_000_000  # that are held where the user does not say
 _PASSES = 4
-_BAD_MATCH = 2.0  # times the noise's power, from which a correction is worth a word
-_CLEARLY_BETTER = 0.5
 _GAIN_OFF = 0.02
 # standard deviations beyond which a pixel's MSI says that the prior does not hold there (rare
 # bright surfaces that no LR pixel showed): its correction grows no further
@@ -325,16 +329,7 @@ class _Refinement:
             lr_msi, self._lr_valid, sharp, noise, self.sharp.msi_noise_std[self._bands], window,
             optical.includes_footprint,
         )  # fmt: skip
-        if optical.psf is None:
-            return match(images, guess_psf(images))
-        given = match(images, optical.psf, correct=not self.config.trust_psf)
-        if self.config.trust_psf or given.after < _BAD_MATCH:
-            return given
-        # small steps from a kernel of quite another width may end short of what a fresh start finds
-        found = match(images, guess_psf(images))
-        if found.after > _CLEARLY_BETTER * given.after:
-            return given
-        return dataclasses.replace(found, before=given.before, steps=given.steps + found.steps)
+        return best_match(images, optical.psf, correct=not self.config.trust_psf)
 
     def look_at_lr(self, done: _Count) -> None:
         """Find what the LR-HSI says of the estimate, and from it the prior."""
@@ -446,7 +441,7 @@ class _Refinement:
 
     def warn(self) -> None:
         """Say what the user should know of the inputs."""
-        if self.match.before > _BAD_MATCH and self.match.pixels:
+        if self.match.before > BAD_MATCH and self.match.pixels:
             corrected = (
                 f"; corrected in {self.match.steps} steps, {self.match.after:.3g} times are left"
                 if self.match.steps
@@ -459,7 +454,7 @@ class _Refinement:
                 stacklevel=3,
             )
         off = np.abs(self.match.gain - 1)
-        if off.max() > _GAIN_OFF and self.match.after < _BAD_MATCH:
+        if off.max() > _GAIN_OFF and self.match.after < BAD_MATCH:
             worst = int(off.argmax())
             warnings.warn(
                 f"the LR-HSI is {self.match.gain[worst]:.3g} times as bright as the HR-MSI in its "
