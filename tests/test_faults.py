@@ -228,7 +228,7 @@ def test_killed_worker_is_replaced(
     folder: Path, server: Server, expected: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.npy"
-    process = server.start(*words(folder, output, "--workers", 2))
+    process = server.start(*words(folder, output, "--workers", 3))
     wait_for(lambda: receipts(output) > 2)
     workers = {child for child in children(process) if is_worker(child)}
     assert len(workers) == 2
@@ -243,7 +243,7 @@ def test_workers_end_with_their_killed_parent(
     folder: Path, server: Server, expected: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.zarr"
-    process = server.start(*words(folder, output, "--workers", 2))
+    process = server.start(*words(folder, output, "--workers", 3))
     wait_for(lambda: receipts(output) > 2)
     workers = {child for child in children(process) if is_worker(child)}
     server.kill(signal.SIGKILL)

@@ -167,6 +167,14 @@ def test_images_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         ):
             check_pool(load_pool(together), together)
         check_pool(load_pool([first, Source(near, even_srf())]), [first, Source(near, even_srf())])
+        scaled = [
+            Source(a, even_srf(), scaled=True, scaled_from=(0, 4000)),
+            Source(near, even_srf(), scaled=True, scaled_from=(0, 4100)),
+        ]
+        with pytest.warns(
+            SpectraliftWarning, match=r"near.npy: was scaled from 0\.\.4100 .*0\.\.4000"
+        ):
+            load_pool(scaled)
         with pytest.raises(DataError, match="training on 1,000,000,000,000 LR pixels") as refused:
             oversized = type("Huge", (), {"meta": a.meta.replace(shape=(10**6, 10**6, 12)), "path": a.path})  # fmt: skip
             load_pool([replace(first, lr_hsi=oversized())])  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def train(
     config: TrainConfig,
     scene: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="SCENE...", help="Scene to train on; several for one model."),
+        typer.Argument(metavar="SCENE", help="Scene to train on; several for one model."),
     ] = None,
     scene_option: options.SceneOption = None,
     lr_hsi: options.LrHsi = None,

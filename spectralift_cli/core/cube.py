@@ -290,6 +290,11 @@ class CubeReader(ABC):
         self.row_unit = meta.rows
 
     @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of a row as it is read, with what is not taken of it."""
+        return self.meta.row_bytes
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files or folder that hold the cube, `path` first."""
         return (self.path,)
@@ -418,8 +423,24 @@ class CubeWriter(ABC):
         """Take a slice of rows for written: another process has done it in the same folder."""
         self._seen[rows] = True
 
-    def sync(self) -> None:  # noqa: B027  # a format that closes its files has nothing to do
-        """Bring what was written to where other hosts, too, can read it."""
+    def sync(self) -> None:
+        """Bring what was written to the disk, where other hosts, too, can read it.
+
+        One thread may call it while another writes.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        try:
+            self._sync()
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror or error})",
+                "free some room or choose another folder",
+            ) from error
+
+    def _sync(self) -> None:  # noqa: B027  # a format that closes its files has nothing to do
+        """See `sync`."""
 
     def _write_in_order(self, start: int, block: AnyArray) -> None:
         due = self._flushed + sum(len(b) for b in self._held)
@@ -526,6 +547,11 @@ class SelectedReader(CubeReader):
         self._row = row
         self._cols = slice(col, col + width)
         self._bands = None if bands is None else np.asarray(bands, dtype=np.intp)
+
+    @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of a row of the source and of the selection."""
+        return self._source.stored_row_bytes + self.meta.row_bytes
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from spectralift_cli.core.cube import BoolArray
 
@@ -147,6 +146,8 @@ class _Lines:
 
     def guarded(self, guard: int) -> _Lines:
         """Return the chosen pixels with the widest guard band, up to `guard`, that leaves enough."""
+        from scipy.ndimage import binary_dilation  # which inference does without
+
         for width in range(min(guard, max(self.rows.size, self.cols.size)), 0, -1):
             wide = _Lines(*(binary_dilation(x, iterations=width) for x in (self.rows, self.cols)))
             if wide.others >= _LEAST_TRAINING_SHARE * self.others:

@@ -25,7 +25,8 @@ from spectralift_cli.core.runjob import RunJob
 from spectralift_cli.core.runkeeper import Keeper, Made, StageProgress
 from spectralift_cli.core.runlog import RunLog, speaking_of
 from spectralift_cli.core.runplaces import LOG_NAME, append_log, inside, places
-from spectralift_cli.core.runstages import RunStages
+from spectralift_cli.core.runstages import VALIDATION_FOLDER, RunStages
+from spectralift_cli.core.validation.figures import DOCUMENT
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class RunResult:
     Args:
         folder: the run's folder.
         files: in it, by role: `scene` (a folder), `model`, `history`, `cube` (and `cube_json`,
-            `cube_img`, ... where it is more than a file), `metrics`, `config`, `log`.
+            `cube_img`, ... where it is more than a file), `uncertainty` (likewise), `metrics`,
+            `validation`, `config`, `log`.
         report: the contents of run.json.
         scores: one object for each convention, see `Scores.to_json`; empty where there is no ground
             truth.
@@ -68,8 +70,9 @@ def execute(
     """Run all stages into one folder.
 
     The folder holds the scene (where one is made), model.safetensors, the sharp cube, history.csv
-    (preset paper), metrics.json (where there is a ground truth), used_config.yaml, run.log and run.json. It is made
-    aside and moved into place when all is done; see `RunJob`.
+    (preset paper), the uncertainty (where infer.uncertainty asks for it), metrics.json (where there
+    is a ground truth), the folder validate (where there is none), report.html, used_config.yaml,
+    run.log and run.json. It is made aside and moved into place when all is done; see `RunJob`.
 
     Args:
         config: what to do.
@@ -132,7 +135,10 @@ class _Run:
         cube = self.stages.infer(scene, identified, trained)
         self.stages.refine(scene, cube)
         metrics = self.stages.metrics(scene, identified)
+        self.stages.validate(scene)
         names = {role: name for found in keeper.done.values() for role, name in found.files.items()}
+        if names.get("validation") == VALIDATION_FOLDER:
+            names["validation"] = f"{VALIDATION_FOLDER}/{DOCUMENT}"
         names["config"] = "used_config.yaml"
         names["log"] = ((inside(log_dir, folder) or Path()) / LOG_NAME).as_posix()
         write_text(work / names["config"], self.config.to_yaml(), overwrite=True)

@@ -6,6 +6,7 @@ than `TrainConfig.max_pixels` are never held, see `Drawing`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, row_blocks
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.drawing import Drawing
-from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.holdout import GUARD, Places
 from spectralift_cli.core.levels import SharpImage, check_alike, check_levels, levels_of
 from spectralift_cli.core.operators.scaling import Scaling
@@ -33,7 +34,8 @@ _BLOCK_PIXELS = 2**16
 _APART_NM = 1.0
 # a shift of 1 nm moves a twentieth of a response 20 nm wide from one of its sides to the other
 _OTHER_RESPONSE = 0.05
-_COPIES = 3  # of the values: read, chosen, fitted
+_OTHER_SCALING = 0.01  # of the range
+_COPIES = 6  # of the values: drawn, and held out, fitted and left over in preset auto's fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class Source:
         lr_hsi: the cube.
         srf: (M, B) weights over its bands.
         scaled: whether its values are in the range [0, 1] already.
+        scaled_from: the values of its source, in units, that became 0 and 1; None if not known.
         sharp: the HR-MSI's place and levels, or None.
         hr_msi: the HR-MSI, or None.
         psf_radius_lr_px: see `fit_auto`.
@@ -56,6 +59,7 @@ class Source:
     lr_hsi: CubeReader
     srf: Srf
     scaled: bool = False
+    scaled_from: tuple[float, float] | None = None
     sharp: SharpImage | None = None
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
@@ -127,6 +131,7 @@ def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed:
     for other in sources:
         _check_bands(first, other)
         _check_scaled(first, other)
+        _warn_of_other_scalings(first, other)
     bands = first.lr_hsi.meta.bands
     bad = np.zeros(bands, bool)
     for source in sources:
@@ -231,6 +236,20 @@ def _check_scaled(first: Source, other: Source) -> None:
             f"{scaled.lr_hsi.path}: was scaled to 0..1 when its scene was made, {raw.lr_hsi.path} "
             "was not",
             "train on scenes that were made alike",
+        )
+
+
+def _warn_of_other_scalings(first: Source, other: Source) -> None:
+    one, two = first.scaled_from, other.scaled_from
+    if one is None or two is None:
+        return
+    if max(abs(a - b) for a, b in zip(one, two, strict=True)) > _OTHER_SCALING * (one[1] - one[0]):
+        warnings.warn(
+            f"{other.lr_hsi.path}: was scaled from {two[0]:.4g}..{two[1]:.4g} to 0..1 when its scene "
+            f"was made, {first.lr_hsi.path} from {one[0]:.4g}..{one[1]:.4g}: the same ground has other "
+            "values in each",
+            SpectraliftWarning,
+            stacklevel=3,
         )
 
 

@@ -152,6 +152,30 @@ def metrics_inputs(
     return _stage({"scene": dict(scene), "cube": dict(cube)}, {"modes": modes})
 
 
+def validate_inputs(
+    config: RunConfig, trained: Receipt, cube: Receipt, refined: Receipt | None
+) -> dict[str, Any]:
+    """Return what determines the validation: the images, the cube, and the training it repeats.
+
+    Args:
+        config: the run.
+        trained: the receipt of the training.
+        cube: the receipt of the inference.
+        refined: the receipt of the refinement, if there was one.
+    """
+    if config.validate is None:
+        raise ValueError("the run does not validate")
+    files = {
+        "cube": made_by(cube, refined), "trained_on": trained.inputs["files"],
+        **cube.inputs["files"],
+    }  # fmt: skip
+    options: dict[str, Any] = {**_options(*config.validate), "train": _options(*config.train)}
+    if config.refine is not None:
+        files |= _named(psf_file=config.refine[0].psf_file)
+        options["refine"] = _options(config.refine[1])
+    return _stage(files, options)
+
+
 def report_inputs(
     config: RunConfig, stages: Mapping[str, Receipt], warnings: Sequence[str]
 ) -> dict[str, Any]:

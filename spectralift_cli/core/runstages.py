@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,13 @@ from spectralift_cli.core.runconfig import RunConfig
 from spectralift_cli.core.runkeeper import Keeper, Made
 from spectralift_cli.core.runreceipt import Receipt
 from spectralift_cli.core.scene import open_scene
+from spectralift_cli.core.validation.document import document_text
+from spectralift_cli.core.validation.figures import DOCUMENT
+from spectralift_cli.core.validation.inputs import ValidateInputs
+from spectralift_cli.core.validation.validate import validate
 
 METRICS_SCHEMA = "spectralift.run-metrics/1"
+VALIDATION_FOLDER = "validate"
 _MATLAB_NAME_CHARACTERS = 63
 _COUNTS = ("pixels", "holes", "clipped", "saturated")
 
@@ -63,6 +69,19 @@ class RunStages:
         files = self.config.infer[0]
         return stages.Reading(files.var, files.axis_order, None, self.memory_bytes)
 
+    def _lr_reading(self) -> stages.Reading:
+        train = self.config.train[0]
+        return stages.Reading(train.var, train.axis_order, train.wavelengths, self.memory_bytes)
+
+    def _response(self) -> ResponseChoice:
+        train = self.config.train[0]
+        return ResponseChoice(
+            srf_file=train.srf_file, sensor=train.sensor, msi_bands=train.msi_bands,
+            num_msi_bands=train.num_msi_bands,
+            fwhm_factor=train.fwhm_factor, invented=train.srf_wavelengths == "invented",
+            drop_uncovered_bands=train.drop_uncovered_bands,
+        )  # fmt: skip
+
     def _execution(self, progress: Progress) -> stages.Execution:
         return stages.Execution(self.device, self.threads, progress)
 
@@ -102,20 +121,12 @@ class RunStages:
     def train(self, scene: Path | None, identified: Mapping[str, Any]) -> Receipt:
         """Train on the scene, or on the files that the config names."""
         given, config = self.config.train
-        reading = stages.Reading(
-            given.var, given.axis_order, given.wavelengths, self.memory_bytes
-        )  # fmt: skip
+        reading = self._lr_reading()
         if self.config.synth is not None:
             inputs = stages.TrainInputs(scene=scene)
         else:
-            response = ResponseChoice(
-                srf_file=given.srf_file, sensor=given.sensor, msi_bands=given.msi_bands,
-                num_msi_bands=given.num_msi_bands,
-                fwhm_factor=given.fwhm_factor, invented=given.srf_wavelengths == "invented",
-                drop_uncovered_bands=given.drop_uncovered_bands,
-            )  # fmt: skip
             inputs = stages.TrainInputs(
-                scene=scene, lr_hsi=given.lr_hsi, hr_msi=given.hr_msi, response=response,
+                scene=scene, lr_hsi=given.lr_hsi, hr_msi=given.hr_msi, response=self._response(),
                 reading=reading,
             )  # fmt: skip
         files = {"model": self.keeper.job.work / "model.safetensors"}
@@ -171,18 +182,25 @@ class RunStages:
         if self.config.flat is not None and "VARIABLE" in {row.name for row in given.row.options}:
             options.setdefault("VARIABLE", self._variable(name, given.format))
 
+        work = self.keeper.job.work
+        uncertain = work / f"uncertainty.{given.format}" if given.uncertainty else None
+
         def make(update: Progress) -> Made:
             result = stages.infer(
-                self.keeper.path(trained, "model"), image, self.keeper.job.work / f"{name}.{given.format}",
-                config,
+                self.keeper.path(trained, "model"), image, work / f"{name}.{given.format}", config,
                 stored=stages.Storage(
                     given.dtype, given.scale, given.offset, given.nodata, options
                 ),
                 batch_size=given.inference_batch_size,
                 reading=self._msi_reading(), execution=self._execution(update),
+                uncertainty_file=uncertain,
             )  # fmt: skip
+            files = _by_role("cube", result.files)
+            if result.uncertainty is not None:
+                files |= _by_role("uncertainty", result.uncertainty.files)
+                self.keeper.log.say(str(result.uncertainty))
             return Made(
-                _cube_files(result.files),
+                files,
                 {count: getattr(result, count) for count in _COUNTS},
                 lambda took: (
                     f"{result.pixels:,} pixels in {took:.1f} s "
@@ -215,10 +233,7 @@ class RunStages:
             inputs = refining.RefineInputs(
                 lr_hsi=lr_hsi, hr_msi=self.config.msi, model=self.keeper.path(trained, "model"),
                 psf_file=given.psf_file, reading=reading,
-                lr_reading=stages.Reading(
-                    train.var, train.axis_order, train.wavelengths, self.memory_bytes
-                ),
-                msi_reading=self._msi_reading(),
+                lr_reading=self._lr_reading(), msi_reading=self._msi_reading(),
             )  # fmt: skip
         options = dict(self.config.infer[0].co)
         path = self.keeper.path(cube, "cube")
@@ -238,7 +253,7 @@ class RunStages:
                 )
                 return None
             return Made(
-                _cube_files(result.files), result.to_json(),
+                _by_role("cube", result.files), result.to_json(),
                 lambda took: f"{result.verdict} in {took:.1f} s",
             )  # fmt: skip
 
@@ -295,6 +310,63 @@ class RunStages:
         inputs = runinputs.metrics_inputs(self.config, identified, written)
         return self.keeper.stage("metrics", inputs, make)
 
+    def validate(self, scene: Path | None) -> Receipt | None:
+        """Judge the cube without a ground truth; where nobody asked for it, as far as that works."""
+        if self.config.validate is None:
+            return None
+        given, config = self.config.validate
+        done, work = self.keeper.done, self.keeper.job.work
+        if given.when == "auto" and ("metrics" in done or not self.config.shows_one_ground):
+            return None
+        refined = self.config.refine[1] if self.config.refine and "refine" in done else None
+        maps = work / VALIDATION_FOLDER if given.maps else None
 
-def _cube_files(files: Sequence[Path]) -> dict[str, Path]:
-    return {"cube": files[0], **{f"cube_{path.suffix[1:]}": path for path in files[1:]}}
+        def make(update: Progress) -> Made | None:
+            try:
+                found = validate(
+                    self._validate_inputs(scene),
+                    dataclasses.replace(self.config.train[1], uncertainty=False),
+                    result=self.keeper.path(done["infer"], "cube"), maps=maps,
+                    reduced=config.reduced, refine=refined if config.reduced else None,
+                    trust_psf=refined is not None and refined.trust_psf,
+                    device=self.device, threads=self.threads, progress=update,
+                )  # fmt: skip
+            except DataError as error:
+                if given.when == "always":
+                    raise
+                warnings.warn(
+                    f"the cube is not validated: {error.message} ({error.hint})",
+                    SpectraliftWarning,
+                    stacklevel=2,
+                )
+                return None
+            if maps is None:
+                write_text(work / DOCUMENT, document_text(found))
+            for section in found.sections:
+                told = ", ".join(f"{figure.name} {figure.value:.5g}" for figure in section.figures)
+                self.keeper.log.log(f"validate, {section.title}: {told}")
+            parts = len(found.sections)
+            return Made(
+                {"validation": maps or work / DOCUMENT}, {},
+                lambda took: f"{parts} parts in {took:.1f} s",
+            )  # fmt: skip
+
+        inputs = runinputs.validate_inputs(
+            self.config, done["train"], done["infer"], done.get("refine")
+        )
+        return self.keeper.try_stage("validate", inputs, make)
+
+    def _validate_inputs(self, scene: Path | None) -> ValidateInputs:
+        psf_file = None if self.config.refine is None else self.config.refine[0].psf_file
+        if scene is not None and self.config.msi is None:
+            return ValidateInputs(scene=scene, psf_file=psf_file)
+        train = self.config.train[0]
+        return ValidateInputs(
+            lr_hsi=train.lr_hsi, hr_msi=self.config.msi, response=self._response(),
+            psf_file=psf_file, lr_reading=self._lr_reading(), msi_reading=self._msi_reading(),
+        )  # fmt: skip
+
+
+def _by_role(role: str, files: Sequence[Path]) -> dict[str, Path]:
+    """Return an image's files, the main one first, by role and ending."""
+    return {role: files[0], **{f"{role}_{path.suffix[1:]}": path for path in files[1:]}}

@@ -28,7 +28,7 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
-from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
+from spectralift_cli.core.inference import InferPlan, InferResult, prepare
 from spectralift_cli.core.inference import infer as infer_cube
 from spectralift_cli.core.jobs.folder import refuse_unfinished
 from spectralift_cli.core.levels import SharpImage, sample_levels
@@ -43,7 +43,7 @@ from spectralift_cli.core.pooling import Source
 from spectralift_cli.core.pooltraining import open_pool, train_pool
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Ranks, joined
-from spectralift_cli.core.refinement.refine import Optical
+from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
@@ -89,11 +89,14 @@ class Execution:
         device: auto, cpu, cuda, cuda:N or mps.
         threads: at most; None for all this process may use.
         progress: called with (done, total).
+        memory_bytes: the most that this process may ever hold; None for what speed asks for. `infer`
+            alone keeps to it, on a processor.
     """
 
     device: str = "auto"
     threads: int | None = None
     progress: Progress = field(default=no_progress)
+    memory_bytes: int | None = None
 
 
 def synth(
@@ -211,13 +214,14 @@ class _Opened:
     shift_px: tuple[float, float] = (0.0, 0.0)
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
+    scaled_from: tuple[float, float] | None = None
     optical: Optical = field(default_factory=Optical)
 
     def source(self) -> Source:
         """Return the image as one of a pool."""
         return Source(
-            self.reader, self.srf, self.scaling is not None, self.sharp, self.hr_msi,
-            self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
+            self.reader, self.srf, self.scaling is not None, self.scaled_from, self.sharp,
+            self.hr_msi, self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
             self.shares_extent,
         )  # fmt: skip
 
@@ -313,6 +317,7 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     return _Opened(
         reader, srf, scaling, {"scene": scene.identity()}, sharp,
         shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
+        scaled_from=scene.scaling,
         optical=optical,
     )  # fmt: skip
 
@@ -483,7 +488,11 @@ def _calibrated(
 ) -> Trained:
     """Return what was trained with a calibration of its uncertainty."""
     from spectralift_cli.core.uncertainty.calibrate import calibrate
-    from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
+    from spectralift_cli.core.validation.inputs import (
+        ValidateInputs,
+        open_pair,
+        warn_of_assumed_psf,
+    )
 
     if inputs.scene is None and inputs.hr_msi is None:
         raise OptionError(
@@ -492,8 +501,10 @@ def _calibrated(
         )
     images = ValidateInputs(inputs.scene, inputs.lr_hsi, inputs.hr_msi, inputs.response)
     with open_pair(images) as pair:
+        if pair.psf_role == "nothing":
+            warn_of_assumed_psf()
         found = calibrate(
-            trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
+            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf, device=device,
             threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
     checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
@@ -596,8 +607,8 @@ def infer(
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, options=stored.options, overwrite=overwrite,
-            progress=execution.progress,
+            threads=execution.threads, memory_bytes=execution.memory_bytes,
+            options=stored.options, overwrite=overwrite, progress=execution.progress,
         )  # fmt: skip
         if uncertainty_file is None:
             return made
@@ -615,28 +626,48 @@ def open_model(path: AnyPath, estimate: AnyPath | None = None) -> Checkpoint:
     return checkpoint if estimate is None else applied(checkpoint, Path(estimate))
 
 
+@dataclass(frozen=True, eq=False)
+class InferForecast:
+    """What `infer` would do.
+
+    Args:
+        plan: of its work; what it holds in memory also depends on the output's format.
+        pixels_per_s: read and computed in a short trial on this machine, without writing.
+    """
+
+    plan: InferPlan
+    pixels_per_s: float
+
+    @property
+    def seconds(self) -> float:
+        """About how long it would take if the disk keeps up."""
+        return self.plan.meta.rows * self.plan.meta.cols / self.pixels_per_s
+
+
 def plan_infer(
     model: AnyPath,
     image: AnyPath,
+    output: AnyPath,
+    config: InferConfig | None = None,
     *,
     stored: Storage = Storage(),
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
-    drop_bad_bands: bool = False,
     estimate: AnyPath | None = None,
-) -> InferPlan:
-    """Return what `infer` would write and need."""
+) -> InferForecast:
+    """Return what `infer` would write, need and take; the arguments are those of `infer`."""
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
-        return plan_inference(
-            checkpoint, without_dropped(reader, checkpoint.srf).meta,
+        inference = prepare(
+            checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, source=path, drop_bad_bands=drop_bad_bands,
+            threads=execution.threads, memory_bytes=execution.memory_bytes, output=Path(output),
         )  # fmt: skip
+        return InferForecast(inference.plan, inference.trial())
 
 
 def evaluate(

@@ -40,7 +40,7 @@ from spectralift_cli.core.physics.lens import View
 from spectralift_cli.core.placement import Placement, placement_json
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Group
-from spectralift_cli.core.refinement.refine import Optical
+from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import Srf, over_used_bands
 from spectralift_cli.core.sharplook import look_at

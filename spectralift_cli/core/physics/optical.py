@@ -7,7 +7,7 @@ import numpy as np
 from spectralift_cli.core.coarse import product
 from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.physics.lens import Floats32, View
-from spectralift_cli.core.refinement.match import Pair, best_match
+from spectralift_cli.core.refinement.match import Pair, matched
 from spectralift_cli.core.refinement.signal import SignalSpace
 
 _MATCH_PIXELS = 2**22  # HR pixels that the images are compared on
@@ -54,4 +54,4 @@ def find_psf(
         np.maximum(lr_noise, floor), np.maximum(msi_noise, floor),
         view.placement.window_hr(rows, cols), view.includes_footprint,
     )  # fmt: skip
-    return best_match(images, view.psf).psf
+    return matched(images, view.psf).psf

@@ -36,9 +36,10 @@ _LEAST_PER_PARAMETER = 4  # observations
 _LEAST_IMPROVEMENT = 0.99
 # of white noise of variance 1, what first and second differences have on average
 _DIFFERENCE_NOISE = (0.5 + 6.0) / 2
-BAD_MATCH = 2.0  # times the noise's power, from which a correction is worth a word
-_CLEARLY_BETTER = 0.5
 _SHIFTS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
+# times the noise's power, from which a mismatch is worth a word and a fresh start worth a try
+BAD_MATCH = 2.0
+_CLEARLY_BETTER = 0.5
 # start widths where no PSF is known, in LR pixels
 _WIDTHS = (0.25, 0.4, 0.6, 0.85, 1.2)
 
@@ -65,12 +66,13 @@ class Match:
     gain: FloatArray
     pixels: int
 
-    def covariance(self, image: Floats32, valid: BoolArray) -> FloatArray:
+    def covariance(self, image: Floats32, valid: BoolArray, noise_power: FloatArray) -> FloatArray:
         """Return (K, K) the covariance of the error that the kernel makes in coefficients.
 
         Args:
-            image: (h, w, K) coefficients of the LR-HSI, noise 1.
+            image: (h, w, K) coefficients of the LR-HSI.
             valid: (h, w).
+            noise_power: (K,) variance of noise in each.
         """
         excess = max(self.after - 1, 0.0)
         bands = image.shape[2]
@@ -80,7 +82,7 @@ class Match:
             for each in found:
                 flat = each.astype(np.float64)
                 moments += flat.T @ flat / max(1, len(flat)) / len(found)
-            moments -= _DIFFERENCE_NOISE * np.eye(bands)
+            moments -= _DIFFERENCE_NOISE * np.diag(noise_power)
             values, axes = np.linalg.eigh(moments)
             moments = (axes * np.maximum(values, 0)) @ axes.T * (excess / self.roughness)
         return moments
@@ -134,21 +136,21 @@ def match(images: Pair, psf: FloatArray, *, correct: bool = True) -> Match:
     return Match(state.psf, steps, before, state.power, seen.roughness, state.gain, seen.pixels)
 
 
-def best_match(images: Pair, psf: FloatArray | None, *, correct: bool = True) -> Match:
-    """Compare two images through the PSF that is known, corrected, or through one that is found.
+def matched(images: Pair, psf: FloatArray | None, *, trusted: bool = False) -> Match:
+    """Return the PSF that maps two images onto each other, from one that somebody gave or none.
 
     Args:
         images: to compare.
-        psf: to begin with; None to find one.
-        correct: whether to change it.
+        psf: what is said to be the PSF, or None.
+        trusted: whether it is taken as it is, also where the images disagree.
 
     Raises:
         DataError: the kernel is no PSF, or is wider than the image.
     """
     if psf is None:
         return match(images, guess_psf(images))
-    given = match(images, psf, correct=correct)
-    if not correct or given.after < BAD_MATCH:
+    given = match(images, psf, correct=not trusted)
+    if trusted or given.after < BAD_MATCH:
         return given
     # small steps from a kernel of quite another width may end short of what a fresh start finds
     found = match(images, guess_psf(images))
