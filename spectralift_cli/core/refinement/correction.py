@@ -61,18 +61,25 @@ class Correction:
             self._seen[part] = self.space.coefficients(spectra)
             lr_msi[part] = through_response(spectra, self._srf)
         self._seen[~self._lr_valid] = 0
-        self.match = self._matched(lr_msi, placement, optical)
+        self.match, self._rival = self._matched(lr_msi, placement, optical)
         self.optics = Optics(self.match.psf, placement, optical.includes_footprint)
         share = self.optics.share(None if self.sharp.valid.all() else self.sharp.valid)
         self.use: BoolArray = self._lr_valid & Optics.whole(share)
         self._scale = np.where(self.use, 1 / np.where(self.use, share, 1), 0).astype(np.float32)
         # held-out LR pixels see through the same wrong kernel: then the HR-MSI is asked, too
-        self.doubtful = self.match.after > _BAD_MATCH and not config.ungated
+        self.doubtful = self._rival is not None and not config.ungated
         self.steps = 0
         self.factor = 0.0
 
-    def _matched(self, lr_msi: Floats32, placement: Placement, optical: Optical) -> Match:
-        """Compare the images through the PSF, over as many rows as are enough."""
+    def _matched(
+        self, lr_msi: Floats32, placement: Placement, optical: Optical
+    ) -> tuple[Match, Match | None]:
+        """Compare the images through the PSF, over as many rows as are enough.
+
+        Returns:
+            The match to go by, and the much better one of a corrected PSF, where the given one is to
+            be trusted nevertheless.
+        """
         height, width = placement.hr_shape
         count = min(height, max(_MATCH_PIXELS // width, 1))
         first = (height - count) // 2
@@ -85,15 +92,18 @@ class Correction:
             optical.includes_footprint,
         )  # fmt: skip
         if optical.psf is None:
-            return match(images, guess_psf(images))
+            return match(images, guess_psf(images)), None
         given = match(images, optical.psf, correct=not self.config.trust_psf)
-        if self.config.trust_psf or given.after < _BAD_MATCH:
-            return given
+        if given.after < _BAD_MATCH:
+            return given, None
+        best = match(images, optical.psf) if self.config.trust_psf else given
         # small steps from a kernel of quite another width may end short of what a fresh start finds
         found = match(images, guess_psf(images))
-        if found.after > _CLEARLY_BETTER * given.after:
-            return given
-        return dataclasses.replace(found, before=given.before, steps=given.steps + found.steps)
+        if found.after <= _CLEARLY_BETTER * best.after:
+            best = dataclasses.replace(found, before=given.before, steps=best.steps + found.steps)
+        if not self.config.trust_psf:
+            return best, None
+        return given, best if best.after <= _CLEARLY_BETTER * given.after else None
 
     def look_at_lr(self, done: Callable[[int], None]) -> None:
         """Find what the LR-HSI says of the estimate, and from it the prior."""
@@ -216,8 +226,11 @@ class Correction:
             corrected = ""
             if self.match.steps:
                 corrected = f"; corrected in {self.match.steps} steps, {self.match.after:.3g} times are left"
-            elif self.config.trust_psf:
-                corrected = "; without --trust-psf the PSF would be corrected by the images"
+            elif self._rival is not None:
+                corrected = (
+                    f", where a PSF corrected by the images, without --trust-psf, leaves "
+                    f"{self._rival.after:.3g} times"
+                )
             warnings.warn(
                 f"the PSF and the registration leave {self.match.before:.3g} times the noise's "
                 f"power between the LR-HSI and the HR-MSI{corrected}; what is left counts as noise",
