@@ -17,11 +17,15 @@ def serve() -> None:
     for name in (
         "app",
         "core.jobs.sharing",
+        "core.pipeline",
         *(f"core.formats.{x}" for x in ("npy", "envi", "zarr")),
     ):
         importlib.import_module(f"spectralift_cli.{name}")
     from spectralift_cli.__main__ import main
+    from spectralift_cli.core import stages
 
+    # a training of a second leaves a state, too, when it is killed
+    (stages.train.__kwdefaults__ or {})["save_every_s"] = 0.2
     for line in sys.stdin:
         words, log = json.loads(line)
         child = os.fork()

@@ -303,6 +303,19 @@ def test_emit_band_parameters_that_do_not_fit(tmp_path: Path) -> None:
         open_cube(path)
 
 
+def test_emit_signalling_nans_are_refused_without_a_warning(tmp_path: Path) -> None:
+    """Converting them would warn, as fuzzing found."""
+    signalling = np.array([0x7F800001], "<u4").view("<f4")
+    path = write_emit(tmp_path / "e.nc")
+    with h5py.File(path, "r+") as file:
+        group = file["sensor_band_parameters"]
+        stored = group["fwhm"][()]
+        del group["fwhm"]
+        group["fwhm"] = np.concatenate([signalling, stored[1:].astype("<f4")])
+    with pytest.raises(DataError, match="fwhm_nm holds values that are negative or not finite"):
+        open_cube(path)
+
+
 def test_emit_swath_is_not_fused(spectralift: Run, tmp_path: Path) -> None:
     path = write_emit(tmp_path / "e.nc")
     item = json.loads(spectralift("info", path, "--json").stdout)["items"][0]

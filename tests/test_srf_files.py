@@ -97,6 +97,15 @@ def test_damaged_libraries_are_refused(tmp_path, change, message):
     assert caught.value.hint
 
 
+def test_signalling_nans_are_refused_without_a_warning(tmp_path):
+    """Converting them would warn, as fuzzing found."""
+    path = write_library(tmp_path / "a.sli", TABLE, NM)
+    stored = path.read_bytes()
+    path.write_bytes(np.array([0x7F800001], "<u4").tobytes() + stored[4:])
+    with pytest.raises(DataError, match="finite"):
+        read_srf(path, NM, None, len(NM))
+
+
 def test_a_library_without_its_other_half_is_refused(tmp_path):
     write_library(tmp_path / "a.sli", TABLE, NM)
     (tmp_path / "a.hdr").rename(tmp_path / "b.hdr")

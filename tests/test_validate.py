@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import spectralift_cli as sl
-from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
+from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.operators.psf import make_psf
 from spectralift_cli.core.placement import Placement
@@ -215,17 +215,6 @@ def test_loose_files_without_wavelengths_with_holes(tmp_path: Path, bands: int) 
     assert found.section("hr_msi").values["rmse"] < (20 if msi == 1 else 0.5)  # a hole, rounding
     assert np.isfinite(found.section("reduced").values["psnr_db"])
     json.dumps(found.to_json(), allow_nan=False)
-
-
-def test_an_unknown_psf_is_assumed_aloud(scene: sl.Scene, tmp_path: Path) -> None:
-    inputs = ValidateInputs(
-        lr_hsi=scene.path("lr_hsi"), hr_msi=scene.path("hr_msi"),
-        response=sl.ResponseChoice(srf_file=scene.path("srf")),
-    )  # fmt: skip
-    with pytest.warns(SpectraliftWarning, match="the PSF is not known"):
-        found = validate(inputs, result=scene.path("gt"), reduced=False)
-    assert found.psf.startswith("assumed")
-    assert found.section("lr_hsi").values["rmse"] > 1e-4  # a wrong PSF shows
 
 
 def test_what_cannot_be_validated_is_refused(scene: sl.Scene, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,8 +92,9 @@ def infer(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write the expected RMSE of every pixel, its 68 % and 95 % quantiles and a flag "
-            "for spectra unlike the training's; needs train --uncertainty.",
+            help="Also write the expected RMSE of every pixel, its 68 % and 95 % quantiles, which hold "
+            "on average over scenes and not in each, and a flag for spectra unlike the training's; "
+            "needs train --uncertainty.",
         ),
     ] = None,
     var: options.Var = None,
@@ -133,10 +135,6 @@ def infer(
         raise typer.BadParameter(
             f"--{'refine' if refine else 'uncertainty'} does not apply to a job that is shared or "
             "resumed"
-        )
-    if refine and uncertainty:
-        raise typer.BadParameter(
-            "--uncertainty tells the error of what infer makes, not of what --refine makes of it"
         )
 
     if shared and not dry_run:
@@ -212,10 +210,14 @@ def infer(
                     reading=reading,
                 ),
                 stored=stored, batch_size=inference_batch_size, reading=reading,
-                execution=stages.Execution(device, threads, progress), overwrite=overwrite,
+                execution=stages.Execution(device, threads, progress),
+                uncertainty_file=uncertainty, overwrite=overwrite,
             )  # fmt: skip
         console.say(str(both.refined.verdict))
-        return Result(outputs=both.refined.files, data=both.refined.to_json())
+        told, files = _uncertainty(console, both.inferred)
+        return Result(
+            outputs=both.refined.files, side_files=files, data=both.refined.to_json() | told
+        )
     with console.progress(f"infer {image.name}") as progress:
         result = stages.infer(
             model, image, output, config, stored=stored, batch_size=inference_batch_size,
@@ -238,18 +240,18 @@ def _made(console: Console, result: InferResult) -> Result:
         if covered != result.pixels:
             console.say(f"the LR-HSI covers {covered:,} of {result.pixels:,} pixels")
     data = {"counts": {name: getattr(result, name) for name in counts}, "placement": place}
-    if result.uncertainty is not None:
-        expected = result.uncertainty
-        data["uncertainty"] = {
-            "flagged": expected.flagged, "pixels": expected.pixels,
-            "mean_expected_rmse": expected.mean_expected,
-        }  # fmt: skip
-        console.say(
-            f"expected RMSE {expected.mean_expected:.4g} data units on average; {expected.flagged:,} "
-            f"of {expected.pixels:,} pixels are unlike what was seen in training"
-        )
-    return Result(
-        outputs=result.files,
-        side_files=[] if result.uncertainty is None else result.uncertainty.files,
-        data=data,
-    )
+    told, side_files = _uncertainty(console, result)
+    return Result(outputs=result.files, side_files=side_files, data=data | told)
+
+
+def _uncertainty(console: Console, result: InferResult) -> tuple[dict[str, object], Sequence[Path]]:
+    """Say what was written of the uncertainty; return it for --json, and its files."""
+    expected = result.uncertainty
+    if expected is None:
+        return {}, ()
+    console.say(str(expected))
+    told = {
+        "flagged": expected.flagged, "pixels": expected.pixels,
+        "mean_expected_rmse": expected.mean_expected,
+    }  # fmt: skip
+    return {"uncertainty": told}, expected.files

@@ -39,6 +39,13 @@ def run(
     memory: options.Memory = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue a killed run, or make again what has changed of a finished one.",
+        ),
+    ] = False,
     overwrite: options.Overwrite = False,
 ) -> Result:  # fmt: skip
     """Run all stages: synth (or real images), train, infer, metrics, into one folder.
@@ -50,6 +57,8 @@ def run(
         raise typer.BadParameter(
             f"the config is given twice: {config} and --config {config_option}"
         )
+    if resume and overwrite:
+        raise typer.BadParameter("--resume keeps what --overwrite would drop: give one of them")
     memory_bytes = options.parse_size(memory)
 
     from spectralift_cli.core.configtext import LIMIT_BYTES, parse_config, read_config
@@ -67,13 +76,12 @@ def run(
     console.quiet |= resolved.quiet
     result = execute(
         resolved, output, device=device, threads=threads, memory_bytes=memory_bytes,
-        overwrite=overwrite, progress=console.progress, announce=console.say,
+        resume=resume, overwrite=overwrite, progress=console.progress, announce=console.say,
     )  # fmt: skip
-    scores = [found.to_json() for found in result.scores]
-    for found in scores:
+    for found in result.scores:
         console.say(score_table(found))
     about = {k: v for k, v in result.report.items() if k not in ("schema", "outputs", "warnings")}
     return Result(
         outputs=[result.folder, *result.files.values()],
-        data={**about, "files": result.report["outputs"], "metrics": scores},
+        data={**about, "files": result.report["outputs"], "metrics": list(result.scores)},
     )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -15,6 +19,8 @@ from spectralift_cli.core.config import SynthConfig, TrainConfig
 from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
 
 if TYPE_CHECKING:
+    from spectralift_cli.core.ranks import Ranks
+    from spectralift_cli.core.stages import TrainInputs
     from spectralift_cli.core.training import TrainingPlan
 
 _COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
@@ -29,7 +35,8 @@ def train(
     ],
     config: TrainConfig,
     scene: Annotated[
-        Path | None, typer.Argument(metavar="SCENE", help="Scene to train on.")
+        list[Path] | None,
+        typer.Argument(metavar="SCENE", help="Scene to train on; several for one model."),
     ] = None,
     scene_option: options.SceneOption = None,
     lr_hsi: options.LrHsi = None,
@@ -105,6 +112,10 @@ def train(
     the others, and fits them again to all. It needs no ground truth, and of the HR-MSI it takes
     the noise, and some pixels to make one network of several.
 
+    Several scenes of the same two sensors make one model; --max-pixels draws a part of their LR
+    pixels, so that LR-HSIs larger than the memory can be trained on. `torchrun --nproc-per-node N
+    -m spectralift_cli train ... --preset paper` shares the published training among processes.
+
     Trains on a SCENE, or on a loose LR-HSI with the response of the MSI: --sensor, --msi-bands,
     --srf-file, or --num-msi-bands for a documented sensor; none of them where the file of --hr-msi
     has wavelengths and FWHM.
@@ -114,6 +125,7 @@ def train(
 
     from spectralift_cli.core import stages
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.ranks import Ranks
 
     with options.stdin_as_file(srf_file) as srf_path:
         response = ResponseChoice(
@@ -121,11 +133,20 @@ def train(
             fwhm_factor=SynthConfig.fwhm_factor if fwhm_factor is None else fwhm_factor,
             drop_uncovered_bands=drop_uncovered_bands,
         )  # fmt: skip
-        inputs = stages.TrainInputs(
-            scene=options.only_scene(scene, scene_option), lr_hsi=lr_hsi, hr_msi=hr_msi,
-            response=response, reading=stages.Reading(var, axis_order, wavelengths, memory_bytes),
-            estimate=estimate,
+        chosen = stages.TrainInputs(
+            scene=options.only_scene(scene[0] if scene else None, scene_option), lr_hsi=lr_hsi,
+            hr_msi=hr_msi, response=response,
+            reading=stages.Reading(var, axis_order, wavelengths, memory_bytes), estimate=estimate,
         )  # fmt: skip
+        inputs = [chosen, *(replace(chosen, scene=more) for more in (scene or ())[1:])]
+        ranks = Ranks.of(os.environ)
+        if ranks is not None and not ranks.leads:
+            _follow(ranks, inputs, output, config, device, threads, resume=resume, dry_run=dry_run)
+        if ranks is not None and config.published is None:
+            console.warn(
+                f"the preset {config.preset}, whose fits are small, keeps 1 of {ranks.count} processes busy"
+            )
+            ranks = None
         if dry_run:
             plan = stages.plan_train(inputs, config)
             return Result(data={"plan": plan.to_json()}, table=_told(plan))
@@ -134,10 +155,11 @@ def train(
                 inputs, output, config, history_file=history,
                 execution=stages.Execution(device, threads, progress),
                 announce=lambda plan: console.say(_told(plan)),
-                resume=resume, save_every_s=save_every, overwrite=overwrite,
+                resume=resume, save_every_s=save_every, overwrite=overwrite, ranks=ranks,
             )  # fmt: skip
         if trained.checkpoint.choice:
             console.say(f"chose {trained.checkpoint.choice}")
+        console.detail(f"fitted in {trained.pace}")
         outputs = [output] if history is None else [output, history]
         return Result(
             outputs=outputs,
@@ -146,8 +168,34 @@ def train(
                 "model": trained.checkpoint.model_name,
                 "choice": trained.checkpoint.choice,
                 "scores": dict(trained.checkpoint.scores),
+                "pace": trained.pace.to_json(),
             },
         )
+
+
+def _follow(
+    ranks: Ranks,
+    inputs: Sequence[TrainInputs],
+    output: Path,
+    config: TrainConfig,
+    device: str,
+    threads: int | None,
+    *,
+    resume: bool,
+    dry_run: bool,
+) -> NoReturn:
+    """Do the part of a process that does not lead, which writes and says nothing, and leave."""
+    from spectralift_cli.core import stages
+    from spectralift_cli.core.errors import SpectraliftWarning
+
+    # a process that waits for another inside PyTorch runs no handler of ours, and has nothing to undo
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if config.published is not None and not dry_run:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpectraliftWarning)  # the first process says them
+            execution = stages.Execution(device, threads)
+            stages.train(inputs, output, config, execution=execution, resume=resume, ranks=ranks)
+    raise typer.Exit
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import typer
 
 from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command, table
-from spectralift_cli.core.config import TrainConfig
+from spectralift_cli.core.config import RefineConfig, TrainConfig
 
 if TYPE_CHECKING:
     from spectralift_cli.core.validation.figures import Validation
@@ -33,10 +33,27 @@ def validate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            show_default="the scene's, else assumed",
+            show_default="the scene's, else found from the images",
             help="Point spread function of the LR-HSI, on the HR grid: .csv, .npy, .mat, ...",
         ),
     ] = None,
+    trust_psf: Annotated[
+        bool,
+        typer.Option(
+            "--trust-psf", help="Take the given PSF as it is, also where the images disagree."
+        ),
+    ] = False,
+    estimate: options.Estimate = None,
+    estimate_anew: Annotated[
+        bool,
+        typer.Option(
+            "--estimate-anew", help="One scale down, estimate again from the degraded images."
+        ),
+    ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="One scale down, refine as infer --refine and run do."),
+    ] = False,
     result: Annotated[
         Path | None,
         typer.Option(
@@ -53,17 +70,25 @@ def validate(
     no_reduced: Annotated[
         bool, typer.Option("--no-reduced", help="Do not run the pipeline one scale down.")
     ] = False,
+    var: options.Var = None,
+    axis_order: options.AxisOrder = None,
+    wavelengths: options.Wavelengths = None,
+    memory: options.Memory = None,
+    device: options.Device = "auto",
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
 ) -> Result:
     """Judge fusion without a ground truth.
 
-    Runs the pipeline one scale down, where the LR-HSI is the truth. Of a --result it also tells
-    how far it agrees with the LR-HSI and the HR-MSI, and D_lambda, D_s and HQNR.
+    Runs the pipeline one scale down, where the LR-HSI is the truth: train with its options, infer,
+    and with --estimate, --estimate-anew and --refine what these do. Of a --result it also tells how
+    far it agrees with the LR-HSI and the HR-MSI, and D_lambda, D_s and HQNR.
     """
     options.refuse_several_responses(console.given, ())
+    memory_bytes = options.parse_size(memory)
 
     from spectralift_cli.core.pairs import ResponseChoice
+    from spectralift_cli.core.stages import Reading
     from spectralift_cli.core.validation.inputs import ValidateInputs
     from spectralift_cli.core.validation.validate import validate as run
 
@@ -75,10 +100,14 @@ def validate(
                     srf_file=srf_path, sensor=sensor, msi_bands=msi_bands,
                     drop_uncovered_bands=drop_uncovered_bands,
                 ),
-                psf_file=psf_file,
+                psf_file=psf_file, estimate=estimate,
+                lr_reading=Reading(var, axis_order, wavelengths, memory_bytes),
+                msi_reading=Reading(memory_bytes=memory_bytes),
             ),
-            config, result=result, maps=maps, reduced=not no_reduced, threads=threads,
-            overwrite=overwrite, progress=progress,
+            config, result=result, maps=maps, reduced=not no_reduced,
+            refine=RefineConfig() if refine else None, estimate_anew=estimate_anew,
+            trust_psf=trust_psf, device=device, threads=threads, overwrite=overwrite,
+            progress=progress,
         )  # fmt: skip
     return Result(
         side_files=[] if maps is None else [maps], data=found.to_json(), table=_table(found)

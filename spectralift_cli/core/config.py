@@ -31,6 +31,8 @@ class Option:
         choices: the values it may take, for a text or an integer, or ().
         allow_inf: whether positive infinity is meaningful (an SNR without noise).
         panel: heading it stands under in help, or "".
+        later: added after files were written: left out of JSON where it has its default, so that
+            what does not use it keeps its bytes.
     """
 
     help: str
@@ -40,6 +42,7 @@ class Option:
     choices: tuple[str | int, ...] = ()
     allow_inf: bool = False
     panel: str = ""
+    later: bool = False
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -53,7 +56,7 @@ PROTOCOLS = ("physical", "published")
 PRESETS = ("auto", "paper")
 EFFORTS = ("fast", "default", "best")
 # what preset auto may be told to use; the table of all models is `core.models.MODELS`
-AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "ensemble", "paper")
+AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "physics", "ensemble", "paper")
 # those of them whose fit has no effort to choose
 EFFORTLESS_MODELS = ("linear", "kernel", "paper")
 SCHEDULES = ("one_cycle", "cosine_restart", "flat")
@@ -159,6 +162,10 @@ class TrainConfig:
         None, "LR pixels a step (default: all of them)", low=1, high=2**31 - 1
     )
     seed: int = _option(42, "seed of the weights and the order of pixels", low=0, high=2**63 - 1)
+    max_pixels: int | None = _option(
+        None, "LR pixels to train on, drawn by the seed where there are more (default: all of them)",
+        low=2, high=2**31 - 1, later=True,
+    )  # fmt: skip
     uncertainty: bool = _option(
         False, "calibrate what infer --uncertainty writes, by some more fits to parts of the LR "
         "pixels: several times the time",
@@ -221,7 +228,7 @@ class TrainConfig:
         if model in EFFORTLESS_MODELS and "effort" in given:
             raise OptionError(
                 f"--effort does not apply to the model {model}",
-                "it belongs to residual-mlp, prior-mlp and ensemble, or leave --model out",
+                "it belongs to residual-mlp, prior-mlp, physics and ensemble, or leave --model out",
             )
         schedule = given.get("lr_schedule", TrainConfig.lr_schedule)
         rates = {name for names in SCHEDULE_OPTIONS.values() for name in names}
@@ -261,7 +268,7 @@ class RefineConfig:
     """What determines how far a cube is made to agree with both images."""
 
     strength: float = _option(
-        16.0, "variance of single pixels' errors over that of LR pixels'", low=1e-3, high=1e6
+        32.0, "variance of single pixels' errors over that of LR pixels'", low=1e-3, high=1e6
     )
     components: int | None = _option(
         None, "of the LR-HSI's signal (default: those beyond its noise, up to 20)", low=1, high=200
@@ -434,9 +441,11 @@ def check(config: Any) -> None:
 
 def to_json(config: Any) -> dict[str, Any]:
     """Return a config as a JSON object; infinity becomes the text "inf"."""
+    options = options_of(type(config))
     return {
         key: "inf" if isinstance(value, float) and math.isinf(value) else value
         for key, value in dataclasses.asdict(config).items()
+        if not (options[key][1].later and value == options[key][0].default)
     }
 
 

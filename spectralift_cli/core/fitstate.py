@@ -66,7 +66,8 @@ def save_state(state: FitState, path: Path, fitting: Mapping[str, Any]) -> None:
         DataError: it cannot be written.
     """
     tensors = {field.name: getattr(state, field.name) for field in fields(state)}
-    data = dump_tensors(tensors, {"schema": _SCHEMA, "fitting": dict(fitting)})
+    document = {"schema": _SCHEMA, "fitting": dict(fitting), "sha256": _checksum(tensors)}
+    data = dump_tensors(tensors, document)
     write_bytes(path, data, overwrite=True)
 
 
@@ -86,6 +87,8 @@ def load_state(path: Path, fitting: Mapping[str, Any], parameters: int, epochs: 
     found = document.get("fitting")
     if document.get("schema") != _SCHEMA or not isinstance(found, dict):
         raise DataError(f"{path}: is not {_KIND} that this version can continue", _AFRESH)
+    if document.get("sha256") != _checksum(tensors):
+        raise DataError(f"{path}: is damaged, its numbers are not those that were written", _AFRESH)
     for key in sorted(fitting.keys() | found.keys()):
         if found.get(key) != fitting.get(key):
             raise DataError(
@@ -116,6 +119,24 @@ def load_state(path: Path, fitting: Mapping[str, Any], parameters: int, epochs: 
     except RuntimeError as error:  # PyTorch has no narrower one for a state that cannot be
         raise DataError(f"{path}: its generator is damaged", _AFRESH) from error
     return FitState(**{name: tensors[name] for name in sizes})
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a state is as it was written."""
+    try:
+        document, tensors = load_tensors(path, _KIND)
+    except DataError:
+        return False
+    return document.get("sha256") == _checksum(tensors)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
 
 
 def discard_state(path: Path) -> None:

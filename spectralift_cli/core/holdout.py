@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,8 @@ class Split:
     """One way to hold pixels out.
 
     Args:
-        held: (h w,) the pixels to score on.
-        training: (h w,) the pixels to fit on: neither held nor within the guard band of held ones.
+        held: (h w,) or (N,) the pixels to score on.
+        training: likewise, the pixels to fit on: neither held nor within the guard band of held ones.
     """
 
     held: BoolArray
@@ -51,32 +52,125 @@ def block_splits(shape: tuple[int, int], valid: BoolArray, guard: int = GUARD) -
     Returns:
         The splits with pixels on both sides, those that lie apart first.
     """
-    from scipy.ndimage import binary_dilation  # which inference does without
 
-    rows, cols = (_block_of(size) for size in shape)
-    fold = rows[:, None] * _PERIOD + cols[None, :]  # (h, w)
-    inner = inner_pixels(shape).reshape(shape)
-    splits = []
-    for number in (0, 4, 8, 1, 5, 6, 2, 3, 7):  # diagonals of the 3 x 3
-        held = fold == number
-        training = ~held
-        for width in range(min(guard, max(shape)), 0, -1):
-            kept = ~binary_dilation(held, np.ones((3, 3)), width)
-            if kept.sum() >= _LEAST_TRAINING_SHARE * training.sum():
-                training = kept
-                break
-        split = Split((held & inner).ravel() & valid, training.ravel() & valid)
-        if split.held.any() and split.training.sum() >= 2:
-            splits.append(split)
-    return splits
+    def on_grid(chosen: BoolArray) -> BoolArray:
+        grid = np.zeros(valid.size, bool)
+        grid[valid] = chosen
+        return grid
+
+    splits = Places.of_grid(shape, valid, guard).splits()
+    return [Split(on_grid(split.held), on_grid(split.training)) for split in splits]
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where N pixels lie, on one image or several.
+
+    Args:
+        shapes: (h, w) of every image.
+        guards: width of every image's guard band in its LR pixels.
+        image: (N,) which image, from 0.
+        row: (N,)
+        col: (N,)
+    """
+
+    shapes: Sequence[tuple[int, int]]
+    guards: Sequence[int]
+    image: NDArray[np.int32]
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+
+    @classmethod
+    def of_grid(cls, shape: tuple[int, int], valid: BoolArray, guard: int) -> Places:
+        """Return the places of the valid pixels (h w,) of one image."""
+        row, col = np.divmod(np.flatnonzero(valid), shape[1])
+        return cls((shape,), (guard,), np.zeros(len(row), np.int32), row, col)
+
+    def splits(self) -> list[Split]:
+        """Return the splits of `block_splits`, every image cut for itself, as masks (N,)."""
+        inner = self.inner()
+        splits = []
+        for number in (0, 4, 8, 1, 5, 6, 2, 3, 7):  # diagonals of the 3 x 3
+            held, training = np.zeros(len(self.row), bool), np.zeros(len(self.row), bool)
+            for image, (shape, guard) in enumerate(zip(self.shapes, self.guards, strict=True)):
+                here = self.image == image
+                lines = _Lines.held_out(shape, number)
+                held[here] = lines.at(self.row[here], self.col[here])
+                guarded = lines.guarded(guard)
+                training[here] = ~guarded.at(self.row[here], self.col[here])
+            split = Split(held & inner, training)
+            if split.held.any() and split.training.sum() >= 2:
+                splits.append(split)
+        return splits
+
+    def inner(self) -> BoolArray:
+        """Return (N,) which pixels are `inner_pixels` of their images."""
+        inner = np.zeros(len(self.row), bool)
+        for image, (rows, cols) in enumerate(self.shapes):
+            here = self.image == image
+            border = _border(rows, cols)
+            row, col = self.row[here], self.col[here]
+            down, across = (
+                (row >= border) & (row < rows - border),
+                (col >= border) & (col < cols - border),
+            )
+            inner[here] = down & across
+        return inner
+
+
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """The pixels of a grid where chosen rows (h,) and chosen columns (w,) cross.
+
+    A guard band around such pixels is that around the rows crossing that around the columns, so
+    that no grid is needed to tell whether a pixel lies within it.
+    """
+
+    rows: BoolArray
+    cols: BoolArray
+
+    @classmethod
+    def held_out(cls, shape: tuple[int, int], number: int) -> _Lines:
+        rows, cols = (_block_of(size) for size in shape)
+        return cls(rows == number // _PERIOD, cols == number % _PERIOD)
+
+    @property
+    def others(self) -> int:
+        """Number of pixels of the grid that are not chosen."""
+        return self.rows.size * self.cols.size - int(self.rows.sum()) * int(self.cols.sum())
+
+    def at(self, row: NDArray[np.int64], col: NDArray[np.int64]) -> BoolArray:
+        """Tell which pixels are chosen."""
+        chosen: BoolArray = self.rows[row] & self.cols[col]
+        return chosen
+
+    def guarded(self, guard: int) -> _Lines:
+        """Return the chosen pixels with the widest guard band, up to `guard`, that leaves enough."""
+
+        for width in range(min(guard, max(self.rows.size, self.cols.size)), 0, -1):
+            wide = _Lines(_widened(self.rows, width), _widened(self.cols, width))
+            if wide.others >= _LEAST_TRAINING_SHARE * self.others:
+                return wide
+        return self
 
 
 def inner_pixels(shape: tuple[int, int]) -> BoolArray:
     """Return (h w,) which pixels lie within the outer rings; all, where little else would be left."""
     inner = np.zeros(shape, bool)
-    border = max(0, min(_BORDER, (min(shape) - 5) // 2))
+    border = _border(*shape)
     inner[border : shape[0] - border, border : shape[1] - border] = True
     return inner.ravel()
+
+
+def _widened(line: BoolArray, width: int) -> BoolArray:
+    """Return which places of a line (n,) are at most `width` away from a chosen one."""
+    near = np.convolve(line, np.ones(2 * width + 1, np.int64))
+    wide: BoolArray = near[width : width + line.size] > 0
+    return wide
+
+
+def _border(rows: int, cols: int) -> int:
+    return max(0, min(_BORDER, (min(rows, cols) - 5) // 2))
 
 
 def _block_of(size: int) -> NDArray[np.int64]:

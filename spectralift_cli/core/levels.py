@@ -98,12 +98,11 @@ def check_levels(
         return
     if radiometry is not None:
         hr_msi = np.sort(radiometry.apply(hr_msi.T).T, axis=1)
-    factors = _factors(lr_msi, hr_msi)
-    known = np.flatnonzero(np.isfinite(factors))
-    if not known.size:
+    found = _typical(lr_msi, hr_msi)
+    if found is None:
         return
-    typical = int(known[np.argsort(factors[known])[known.size // 2]])
-    factor = float(factors[typical])
+    factors, typical = found
+    factor, known = float(factors[typical]), np.flatnonzero(np.isfinite(factors))
     told = (
         f"the median of MSI band {band_names[typical]} is {hr_msi[typical, 2]:.4g} and that of "
         f"the LR-HSI seen through its response {lr_msi[typical, 2]:.4g}"
@@ -123,6 +122,48 @@ def check_levels(
             SpectraliftWarning,
             stacklevel=2,
         )
+
+
+def check_alike(
+    one: FloatArray | None,
+    other: FloatArray | None,
+    band_names: tuple[str, ...],
+    sources: tuple[object, object],
+    scale: float | FloatArray,
+) -> None:
+    """Refuse an LR-HSI in other units than the one that it is to be trained with.
+
+    Args:
+        one: (M, 5) levels of the first, seen through the response, or None if unknown.
+        other: (M, 5) those of the other, or None.
+        band_names: (M,)
+        sources: their files, for messages.
+        scale: stored value to unit of the other.
+
+    Raises:
+        DataError: the factor, see `check_levels`, is 30 or more, or 1/30 or less.
+    """
+    found = None if one is None or other is None else _typical(one, other)
+    if one is None or other is None or found is None:
+        return
+    factors, typical = found
+    factor = float(factors[typical])
+    if (times := max(factor, 1 / factor)) >= _UNLIKE:
+        raise DataError(
+            f"{sources[1]}: is in other units than {sources[0]}: the medians of MSI band "
+            f"{band_names[typical]}, seen through the response, are {other[typical, 2]:.4g} and "
+            f"{one[typical, 2]:.4g}, a factor of {times:,.3g}",
+            _remedy(sources[1], factor, scale),
+        )
+
+
+def _typical(one: FloatArray, other: FloatArray) -> tuple[FloatArray, int] | None:
+    """Return the factor of every band, and the band of the middle one; None where none is known."""
+    factors = _factors(one, other)
+    known = np.flatnonzero(np.isfinite(factors))
+    if not known.size:
+        return None
+    return factors, int(known[np.argsort(factors[known])[known.size // 2]])
 
 
 def _factors(lr: FloatArray, hr: FloatArray) -> FloatArray:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import silu
 
+from spectralift_cli.core.recording import recorded
+
 FloatPixels = NDArray[np.float32]
 
 CPU = torch.device("cpu")
@@ -100,6 +102,10 @@ class _FlatAdam:
         self._m = torch.zeros_like(self._weights)
         self._v = torch.zeros_like(self._weights)
         self._root = torch.empty_like(self._weights)
+        self._change = torch.empty_like(self._weights)
+        # what differs from step to step: the correction of v, the decay and the size of the step
+        self._numbers = torch.zeros(3, device=device)
+        self.state = (self._weights, self._gradient, self._m, self._v)
         views = zip(self._weights.split(sizes), self._gradient.split(sizes), shapes, strict=True)  # type: ignore[no-untyped-call]
         self.parameters: list[Tensor] = []
         for weights, gradient, shape in views:
@@ -107,15 +113,25 @@ class _FlatAdam:
             parameter.grad = gradient.view(shape)  # backward adds to what is there
             self.parameters.append(parameter)
 
+    def prepare(self, rate: float, t: int) -> None:
+        """Make the next step the t-th (from 1), with this learning rate."""
+        numbers = (
+            math.sqrt(1 - self.beta2**t), 1 - rate * _WEIGHT_DECAY, -rate / (1 - self.beta1**t)
+        )  # fmt: skip
+        for place, number in zip(self._numbers, numbers, strict=True):
+            place.fill_(number)
+
     @torch.no_grad()
-    def step(self, rate: float, t: int) -> None:
-        """Take step t (from 1) with the gradients that were added up, and clear them."""
+    def step(self) -> None:
+        """Take the step that was prepared with the gradients that were added up, and clear them."""
+        correction, decay, size = self._numbers
         self._m.lerp_(self._gradient, 1 - self.beta1)
         self._v.mul_(self.beta2).addcmul_(self._gradient, self._gradient, value=1 - self.beta2)
         torch.sqrt(self._v, out=self._root)
-        self._root.div_(math.sqrt(1 - self.beta2**t)).add_(self.epsilon)
-        self._weights.mul_(1 - rate * _WEIGHT_DECAY)
-        self._weights.addcdiv_(self._m, self._root, value=-rate / (1 - self.beta1**t))
+        self._root.div_(correction).add_(self.epsilon)
+        self._weights.mul_(decay)
+        torch.mul(self._m, size, out=self._change).div_(self._root)
+        self._weights.add_(self._change)
         self._gradient.zero_()
 
 
@@ -161,27 +177,38 @@ def fit_nets(
     order = torch.empty(members, 0, dtype=torch.long, device=device)
     spread = None if noise is None or not noise.any() else torch.tensor(noise, device=device)
     drawn = torch.empty(members, 0, len(() if noise is None else noise), device=device)
-    for step in range(size.steps):
-        done = step / size.steps
-        rate = min(1, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
-        if order.shape[1] < batch:
-            fresh = [torch.randperm(count, generator=generator) for _ in range(members)]
-            order = torch.cat([order, torch.stack(fresh).to(device)], 1)
-            if spread is not None:
-                white = torch.randn(members, count, len(spread), generator=generator)
-                drawn = torch.cat([drawn, white.to(device)], 1)
-        chosen, order = order[:, :batch].reshape(-1), order[:, batch:]
+    chosen = torch.zeros(members * batch, dtype=torch.long, device=device)
+    white = torch.zeros(members, batch, drawn.shape[2], device=device)
+
+    def step() -> None:
         y = inputs.index_select(0, chosen).view(members, batch, -1)
         if spread is not None:
-            y = y + drawn[:, :batch] @ spread
-            drawn = drawn[:, batch:]
+            y = y + white @ spread
         for layer in range(size.layers):
             inner = silu(torch.baddbmm(parameters[2 * layer + 1], y, parameters[2 * layer]))
             y = inner if layer == 0 else inner + y
         out = torch.baddbmm(parameters[-1], y, parameters[-2]) * factor
         error = out.detach() - wanted.index_select(0, chosen).view(members, batch, -1)
         torch.autograd.backward(out, error.sign_().mul_(share))
-        adam.step(size.rate * rate + 1e-6, step + 1)
+        adam.step()
+
+    take = recorded(step, adam.state, device)
+    for number in range(size.steps):
+        done = number / size.steps
+        rate = min(1, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
+        if order.shape[1] < batch:
+            fresh = [torch.randperm(count, generator=generator) for _ in range(members)]
+            order = torch.cat([order, torch.stack(fresh).to(device)], 1)
+            if spread is not None:
+                noises = torch.randn(members, count, len(spread), generator=generator)
+                drawn = torch.cat([drawn, noises.to(device)], 1)
+        chosen.view(members, batch).copy_(order[:, :batch])
+        order = order[:, batch:]
+        if spread is not None:
+            white.copy_(drawn[:, :batch])
+            drawn = drawn[:, batch:]
+        adam.prepare(size.rate * rate + 1e-6, number + 1)
+        take()
     final = [parameter.detach() for parameter in parameters]
     return Nets(
         [final[2 * layer] for layer in range(size.layers)],

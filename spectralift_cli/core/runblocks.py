@@ -115,6 +115,9 @@ class InferFiles:
     inference_batch_size: int | None = key(
         None, "pixels at a time; changes memory and speed only", low=1, high=2**31 - 1
     )
+    uncertainty: bool = key(
+        False, "write uncertainty.FORMAT, too, of the cube before refine; needs train.uncertainty"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -158,6 +161,27 @@ class MetricsModes:
 
 
 @dataclass(frozen=True)
+class ValidateFiles:
+    """Whether the result is validated without a ground truth, and what of it is written."""
+
+    when: str = key(
+        "auto", "auto: where there is no ground truth to score against; always; never",
+        choices=("auto", "always", "never"),
+    )  # fmt: skip
+    maps: bool = key(True, "write the maps of both residuals beside validate.json")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    """What a validation does."""
+
+    reduced: bool = key(True, "run the pipeline one scale down, too: the time of another training")
+
+
+@dataclass(frozen=True)
 class ReportFiles:
     """Whether the run ends with a report."""
 
@@ -171,6 +195,7 @@ BLOCKS: dict[str, tuple[type[Any], type[Any]]] = {
     "infer": (InferFiles, InferConfig),
     "refine": (RefineFiles, RefineConfig),
     "metrics": (MetricsModes, MetricsConfig),
+    "validate": (ValidateFiles, ValidateConfig),
     "report": (ReportFiles, ReportConfig),
 }
 

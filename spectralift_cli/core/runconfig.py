@@ -41,6 +41,8 @@ from spectralift_cli.core.runblocks import (
     RefineFiles,
     SynthFiles,
     TrainFiles,
+    ValidateConfig,
+    ValidateFiles,
     block_keys,
     build_block,
     check_names,
@@ -61,6 +63,7 @@ class RunConfig:
         refine: the refinement, with its files; None where it is not done.
         must_refine: whether an image that cannot be refined is an error, because that is asked for.
         needs_truth: whether a run without ground truth is an error, because scores are asked for.
+        validate: of the validation, with what is written of it; None where it is not done.
         report: of report.html; None where it is not written.
         snapshot: the complete config, which makes the same run again.
         flat: the config as given, if it is SpectraLift's.
@@ -74,6 +77,7 @@ class RunConfig:
     needs_truth: bool
     refine: tuple[RefineFiles, RefineConfig] | None = None
     must_refine: bool = False
+    validate: tuple[ValidateFiles, ValidateConfig] | None = None
     report: ReportConfig | None = None
     snapshot: Mapping[str, Any] = field(default_factory=dict)
     flat: FlatConfig | None = None
@@ -165,6 +169,9 @@ def _native(merged: Mapping[str, Any], source: str) -> RunConfig:
     config = _resolve(blocks, source)
     if "refine" not in blocks and config.shows_one_ground:
         config = dataclasses.replace(config, refine=(RefineFiles(), RefineConfig()))
+    if "validate" not in blocks and config.shows_one_ground:
+        config = dataclasses.replace(config, validate=(ValidateFiles(), ValidateConfig()))
+    _check_uncertainty(config, source)
     return dataclasses.replace(config, snapshot=_snapshot(config))
 
 
@@ -176,6 +183,7 @@ def _flat(merged: Mapping[str, Any], source: str) -> RunConfig:
     if blocks["infer"].get("hr_msi") is not None:
         blocks.pop("metrics", None)  # the ground truth is of another image
     config = _resolve(blocks, source)
+    _check_uncertainty(config, source)
     return dataclasses.replace(
         config,
         snapshot=flat_snapshot(flat) | dotted,
@@ -214,12 +222,19 @@ def _resolve(blocks: Mapping[str, Any], source: str) -> RunConfig:
     if several.modes and "mode" in blocks["metrics"]:
         raise DataError(f"{source}: metrics has both mode and modes", "keep one of them")
     metrics = tuple(dataclasses.replace(one, mode=mode) for mode in several.modes or (one.mode,))
+    validate = build_block("validate", blocks["validate"], source) if "validate" in blocks else None
     asked, look = build_block("report", blocks.get("report"), source)
     config = RunConfig(
         synth, train, infer, metrics, needs_truth="metrics" in blocks,
         refine=refine if refine and refine[0].enabled else None, must_refine=refine is not None,
+        validate=validate if validate and validate[0].when != "never" else None,
         report=look if "report" in blocks and asked.write else None,
     )  # fmt: skip
+    if config.validate and config.validate[0].when == "always" and not config.shows_one_ground:
+        raise DataError(
+            f"{source}: validate needs both images of one ground, infer.hr_msi is another image",
+            "leave the block validate out",
+        )
     if config.needs_truth and config.truth_is_impossible:
         raise DataError(
             f"{source}: metrics needs the ground truth of the image that is sharpened, which only "
@@ -251,6 +266,24 @@ def _check_files(
         raise DataError(f"{source}: names no image to sharpen", "give train: hr_msi: FILE")
 
 
+def _check_uncertainty(config: RunConfig, source: str) -> None:
+    """Refuse an uncertainty that nothing calibrates, or that a refinement may exceed."""
+    if not config.infer[0].uncertainty:
+        return
+    if not config.train[1].uncertainty:
+        raise DataError(
+            f"{source}: infer.uncertainty is true and train.uncertainty is false, so that no "
+            "calibration would be there",
+            "give train: uncertainty: true",
+        )
+    if config.refine is not None and config.refine[1].ungated:
+        raise DataError(
+            f"{source}: infer.uncertainty is true and refine.ungated is true, which may make errors "
+            "larger than what is expected",
+            "give refine: ungated: false, or leave infer.uncertainty out",
+        )
+
+
 def _snapshot(config: RunConfig) -> dict[str, Any]:
     """Return the complete native config, without what has no part in the run."""
     found: dict[str, Any] = {"schema": SCHEMA}
@@ -264,5 +297,6 @@ def _snapshot(config: RunConfig) -> dict[str, Any]:
         scored = plain(config.metrics[0])
         del scored["mode"]
         found["metrics"] = {"modes": [one.mode for one in config.metrics], **scored}
+    found["validate"] = plain(*config.validate) if config.validate else {"when": "never"}
     found["report"] = {"write": config.report is not None, **plain(config.report or ReportConfig())}
     return found

@@ -6,6 +6,7 @@ of a camera. An inverter that never saw it passes it on, most of all where spect
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,37 @@ class SharpLook:
         sharp = (axes * product(self.covariance, axes)).sum(axis=0)
         contrast = np.sqrt(np.clip(variances / np.maximum(sharp, 1e-300), 0, 1))
         return self.noise[:, None] * product(axes * contrast, axes.T)
+
+
+def pooled(looks: Sequence[SharpLook], shares: Sequence[float]) -> SharpLook:
+    """Return the numbers of several HR-MSIs together.
+
+    Noise is averaged as a variance. The covariance is that of all their pixels as one image: what
+    varies within the images and between their means.
+
+    Args:
+        looks: at least one, in the same units.
+        shares: positive, how much each counts.
+    """
+    if len(looks) == 1:
+        return looks[0]
+    weights = np.asarray(shares, np.float64) / np.sum(shares)
+    means = np.stack([look.pixels.mean(axis=0, dtype=np.float64) for look in looks])  # (images, M)
+    apart = means - weights @ means
+    between = (weights[:, None, None] * apart[:, :, None] * apart[:, None, :]).sum(axis=0)
+    within = sum(w * look.covariance for w, look in zip(weights, looks, strict=True))
+    variance = sum(w * np.square(look.noise) for w, look in zip(weights, looks, strict=True))
+    most = max(1, _SAMPLE // len(looks))
+    chosen = [
+        np.linspace(0, len(look.pixels) - 1, min(len(look.pixels), most)).astype(int)
+        for look in looks
+    ]
+    return SharpLook(
+        np.sqrt(variance),
+        within + between,
+        np.concatenate([look.pixels[part] for look, part in zip(looks, chosen, strict=True)]),
+        np.concatenate([look.position[part] for look, part in zip(looks, chosen, strict=True)]),
+    )
 
 
 def look_at(hr_msi: CubeReader) -> SharpLook | None:

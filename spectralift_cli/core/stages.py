@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import (
@@ -18,7 +19,7 @@ from spectralift_cli.core.checkpoint import (
 )
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
 from spectralift_cli.core.cube import CubeMeta, CubeReader, Progress, no_progress
-from spectralift_cli.core.devices import resolve_device
+from spectralift_cli.core.devices import check_threads, resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.estimation.apply import applied, check_estimate
 from spectralift_cli.core.estimation.result import read_estimate
@@ -38,7 +39,11 @@ from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.pooling import Source
+from spectralift_cli.core.pooltraining import open_pool, train_pool
 from spectralift_cli.core.radiometry import Radiometry
+from spectralift_cli.core.ranks import Ranks, joined
+from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
@@ -209,6 +214,16 @@ class _Opened:
     shift_px: tuple[float, float] = (0.0, 0.0)
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
+    scaled_from: tuple[float, float] | None = None
+    optical: Optical = field(default_factory=Optical)
+
+    def source(self) -> Source:
+        """Return the image as one of a pool."""
+        return Source(
+            self.reader, self.srf, self.scaling is not None, self.scaled_from, self.sharp,
+            self.hr_msi, self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
+            self.shares_extent,
+        )  # fmt: skip
 
     def __enter__(self) -> _Opened:
         return self
@@ -230,7 +245,12 @@ def _open_training(inputs: TrainInputs) -> _Opened:
         opened.__exit__()
         raise
     opened.identities["estimate"] = identity(inputs.estimate)
-    return dataclasses.replace(opened, radiometry=found.radiometry, shift_px=found.shift_px)
+    optical = opened.optical
+    if found.effective_psf is not None:
+        optical = Optical(found.effective_psf, includes_footprint=True)
+    return dataclasses.replace(
+        opened, radiometry=found.radiometry, shift_px=found.shift_px, optical=optical
+    )
 
 
 def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
@@ -285,6 +305,9 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         msi = without_dropped(msi, srf)
         sharp = _look_at(msi, srf, meta, placement)
         radius = pairs.psf_radius_lr_px(scene)
+        optical = Optical()
+        if scene.has("psf"):
+            optical = Optical(read_psf(scene.path("psf")), scene.psf_includes_footprint)
     except BaseException:
         reader.close()
         if msi is not None:
@@ -294,6 +317,8 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     return _Opened(
         reader, srf, scaling, {"scene": scene.identity()}, sharp,
         shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
+        scaled_from=scene.scaling,
+        optical=optical,
     )  # fmt: skip
 
 
@@ -304,7 +329,7 @@ def _look_at(msi: CubeReader, srf: Srf, hsi: CubeMeta, placement: Placement) -> 
 
 
 def train(
-    inputs: TrainInputs,
+    inputs: TrainInputs | Sequence[TrainInputs],
     output: AnyPath,
     config: TrainConfig | None = None,
     *,
@@ -314,13 +339,14 @@ def train(
     resume: bool = False,
     save_every_s: float = 30.0,
     overwrite: bool = False,
+    ranks: Ranks | None = None,
 ) -> Trained:
     """Fit a spectral inverter and write its checkpoint.
 
     While it runs, its state is kept in `OUTPUT.state`, from which `resume` continues.
 
     Args:
-        inputs: a scene, or loose files.
+        inputs: a scene, or loose files; or several of them, of the same two sensors, for one model.
         output: the checkpoint (.safetensors).
         config: preset and options; None for the defaults.
         history_file: CSV of epoch, learning rate and loss, or None.
@@ -329,10 +355,13 @@ def train(
         resume: continue a killed training.
         save_every_s: seconds between savings of the state.
         overwrite: replace existing outputs.
+        ranks: the place of this process among those that train the published network together, all
+            called alike; the first alone writes. None for a process on its own.
 
     Raises:
-        DataError: see `spectralift_cli.core.training.train`.
-        OptionError: inputs that exclude each other, or too few; a name without the ending.
+        DataError: see `spectralift_cli.core.training.train` and `train_pool`.
+        OptionError: inputs that exclude each other, or too few; a name without the ending; what
+            belongs to one scene, asked for several.
         OutputExistsError: an output exists and `overwrite` is false.
     """
     output = Path(output)
@@ -348,34 +377,106 @@ def train(
             f"{output}: the name of a checkpoint ends in {CHECKPOINT_SUFFIX}",
             f"write it as {output.with_suffix(CHECKPOINT_SUFFIX)}",
         )
-    read = [p for p in (inputs.lr_hsi, inputs.hr_msi, inputs.response.srf_file) if p is not None]
-    _check_absent(output, overwrite, apart_from=read)
-    if history_file is not None:
-        _check_absent(Path(history_file), overwrite, apart_from=[output, *read])
-    device = resolve_device(execution.device)
-    state = state_path_of(output)
-    if state.exists() and not resume and not overwrite:
-        raise OutputExistsError(
-            f"{state}: a training that was killed left its state",
-            "--resume continues it, --overwrite starts afresh",
+    several = check_several(inputs, config)
+    if ranks is not None and config.published is None:
+        raise OptionError(
+            f"{ranks.count} processes cannot fit the preset auto together, whose fits are small",
+            "let one process do it, without torchrun; several train --preset paper",
         )
-    with _open_training(inputs) as opened:
-        trained = train_model(
-            opened.reader, opened.srf, config,
-            scaling=opened.scaling, hr_msi=opened.hr_msi,
-            psf_radius_lr_px=opened.psf_radius_lr_px, device=device, threads=execution.threads,
-            progress=execution.progress, announce=announce, state_path=state,
-            save_every_s=save_every_s, resume=resume, inputs=opened.identities,
-            radiometry=opened.radiometry, shift_px=opened.shift_px, sharp=opened.sharp,
-            shares_extent=opened.shares_extent,
-        )  # fmt: skip
-        if config.uncertainty:
-            trained = _calibrated(trained, inputs, opened.reader, device, execution)
+    leads = ranks is None or ranks.leads
+    state = state_path_of(output)
+    if leads:
+        _check_outputs(several, output, history_file, state, resume, overwrite)
+    threads = execution.threads
+    device = resolve_device(ranks.device_name(execution.device) if ranks else execution.device)
+    if ranks is not None and threads is None:
+        threads = max(1, check_threads(None) // ranks.local_count)
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(_open_training(each)) for each in several]
+        group = stack.enter_context(joined(ranks, device))
+        paper: dict[str, Any] = {
+            "state_path": state, "save_every_s": save_every_s, "resume": resume, "group": group,
+        }  # fmt: skip
+        if _takes_pool(opened, config):
+            trained = train_pool(
+                [one.source() for one in opened], config, device=device, threads=threads,
+                progress=execution.progress, announce=announce, **paper,
+            )  # fmt: skip
+        else:
+            (one,) = opened
+            trained = train_model(
+                one.reader, one.srf, config,
+                scaling=one.scaling, hr_msi=one.hr_msi, psf_radius_lr_px=one.psf_radius_lr_px,
+                device=device, threads=threads, progress=execution.progress, announce=announce,
+                inputs=one.identities, radiometry=one.radiometry, shift_px=one.shift_px,
+                sharp=one.sharp, shares_extent=one.shares_extent, optical=one.optical, **paper,
+            )  # fmt: skip
+            if config.uncertainty and leads:
+                trained = _calibrated(trained, several[0], one.reader, device, execution)
+    if not leads:
+        return trained
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
     if history_file is not None:
         write_text(Path(history_file), trained.history.to_csv(), overwrite=overwrite)
     discard_state(state)
     return trained
+
+
+def check_several(
+    inputs: TrainInputs | Sequence[TrainInputs], config: TrainConfig
+) -> Sequence[TrainInputs]:
+    """Return all inputs of a training, having refused what one scene alone can have.
+
+    Raises:
+        OptionError: an estimate or a calibration of the uncertainty for several scenes or a part of
+            the pixels; a scene that is given twice; or nothing to train on.
+    """
+    several = [inputs] if isinstance(inputs, TrainInputs) else list(inputs)
+    if not several:
+        raise OptionError("there is nothing to train on", "give a SCENE, or --lr-hsi FILE")
+    named = [Path(one.scene or one.lr_hsi or "").resolve() for one in several]
+    twice = next((path for path in named if named.count(path) > 1), None)
+    if twice is not None:
+        raise OptionError(f"{twice} is given twice to train on", "give every scene once")
+    if len(several) > 1 and any(one.estimate is not None for one in several):
+        raise OptionError(
+            f"an estimate is of one pair of images, these are {len(several)} scenes",
+            "leave --estimate out, and give infer the estimate of the image it sharpens",
+        )
+    if config.uncertainty and (len(several) > 1 or config.max_pixels is not None):
+        what = f"{len(several)} scenes" if len(several) > 1 else "a part of the LR pixels"
+        raise OptionError(
+            f"--uncertainty is calibrated on all LR pixels of one scene, not on {what}",
+            "leave --uncertainty out",
+        )
+    return several
+
+
+def _takes_pool(opened: Sequence[_Opened], config: TrainConfig) -> bool:
+    """Tell whether pixels of several images are pooled, or some of one image's drawn."""
+    meta = opened[0].reader.meta
+    most = config.max_pixels or meta.rows * meta.cols
+    return len(opened) > 1 or meta.rows * meta.cols > most
+
+
+def _check_outputs(
+    several: Sequence[TrainInputs],
+    output: Path,
+    history_file: AnyPath | None,
+    state: Path,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    files = [p for one in several for p in (one.lr_hsi, one.hr_msi, one.response.srf_file)]
+    read = [path for path in files if path is not None]
+    _check_absent(output, overwrite, apart_from=read)
+    if history_file is not None:
+        _check_absent(Path(history_file), overwrite, apart_from=[output, *read])
+    if state.exists() and not resume and not overwrite:
+        raise OutputExistsError(
+            f"{state}: a training that was killed left its state",
+            "--resume continues it, --overwrite starts afresh",
+        )
 
 
 def _calibrated(
@@ -387,7 +488,11 @@ def _calibrated(
 ) -> Trained:
     """Return what was trained with a calibration of its uncertainty."""
     from spectralift_cli.core.uncertainty.calibrate import calibrate
-    from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
+    from spectralift_cli.core.validation.inputs import (
+        ValidateInputs,
+        open_pair,
+        warn_of_assumed_psf,
+    )
 
     if inputs.scene is None and inputs.hr_msi is None:
         raise OptionError(
@@ -396,20 +501,27 @@ def _calibrated(
         )
     images = ValidateInputs(inputs.scene, inputs.lr_hsi, inputs.hr_msi, inputs.response)
     with open_pair(images) as pair:
+        if pair.psf_role == "nothing":
+            warn_of_assumed_psf()
         found = calibrate(
-            trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
+            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf, device=device,
             threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
     checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
     return dataclasses.replace(trained, checkpoint=checkpoint)
 
 
-def plan_train(inputs: TrainInputs, config: TrainConfig) -> TrainingPlan:
+def plan_train(inputs: TrainInputs | Sequence[TrainInputs], config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
-    with _open_training(inputs) as opened:
-        data = load_pairs(opened.reader, opened.srf, scaling=opened.scaling)
-        check_units(data, opened.srf, opened.sharp, opened.radiometry)
-        return plan_training(data, config, opened.sharp)
+    with contextlib.ExitStack() as stack:
+        several = check_several(inputs, config)
+        opened = [stack.enter_context(_open_training(each)) for each in several]
+        if _takes_pool(opened, config):
+            return open_pool([one.source() for one in opened], config)[1]
+        (one,) = opened
+        data = load_pairs(one.reader, one.srf, scaling=one.scaling)
+        check_units(data, one.srf, one.sharp, one.radiometry)
+        return plan_training(data, config, one.sharp)
 
 
 def _check_absent(path: Path, overwrite: bool, *, apart_from: Sequence[AnyPath] = ()) -> None:

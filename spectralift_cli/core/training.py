@@ -7,6 +7,7 @@ network sees no ground truth (Shah and Duarte, arXiv 2507.13339), and preset pap
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectralift_cli.core.auto import AutoFit, fit_auto
+from spectralift_cli.core.auto import AutoFit, fit_auto, no_sharp_image
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import (
@@ -29,14 +30,17 @@ from spectralift_cli.core.cube import (
 )
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.fitting import Fitted, History, fit
+from spectralift_cli.core.fitting import Fitted, History, Pace, fit
 from spectralift_cli.core.identity import identity as identity_of
 from spectralift_cli.core.identity import provenance
 from spectralift_cli.core.levels import SharpImage, check_levels, levels_of
 from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.physics.lens import View
 from spectralift_cli.core.placement import Placement, placement_json
 from spectralift_cli.core.radiometry import Radiometry
+from spectralift_cli.core.ranks import Group
+from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import Srf, over_used_bands
 from spectralift_cli.core.sharplook import look_at
@@ -54,6 +58,7 @@ __all__ = [
 
 FloatPixels = NDArray[np.float32]
 _BLOCK_PIXELS = 2**16
+NO_HISTORY = History(np.zeros(0), np.zeros(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +114,9 @@ class TrainingPlan:
         flops_per_pixel: of inference.
         epochs: passes over the pixels; 0 where the fit itself decides, as preset auto's.
         steps_per_epoch: changes of the weights in each; likewise.
-        placement: of the LR-HSI on the HR-MSI, or None where there is none.
+        placement: of the LR-HSI on the HR-MSI, or None where there is none or are several.
+        scenes: whose pixels these are.
+        drawn_from: valid pixels of which N were drawn; None where all take part.
     """
 
     model: str
@@ -123,13 +130,15 @@ class TrainingPlan:
     epochs: int
     steps_per_epoch: int
     placement: Placement | None = None
+    scenes: int = 1
+    drawn_from: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
         return {**self.__dict__, "placement": placement_json(self.placement)}
 
     def __str__(self) -> str:
-        left_out = self.pixels - self.valid_pixels
+        left_out = self.pixels - (self.drawn_from or self.valid_pixels)
         bands = f"{self.used_bands}" + (
             f" of {self.hsi_bands}" if self.used_bands < self.hsi_bands else ""
         )
@@ -137,6 +146,8 @@ class TrainingPlan:
         text = (
             f"model {self.model}: {self.msi_bands} -> {bands} bands, "
             f"{size}{self.valid_pixels:,} LR pixels"
+            + (f" drawn from {self.drawn_from:,}" if self.drawn_from else "")
+            + (f" of {self.scenes} scenes" if self.scenes > 1 else "")
             + (f" ({left_out:,} with holes left out)" if left_out else "")
         )
         return (
@@ -158,11 +169,13 @@ class Trained:
         checkpoint: the model with everything inference needs.
         history: learning rate and loss of every epoch; empty from preset auto.
         plan: what was fitted.
+        pace: how long the fit took.
     """
 
     checkpoint: Checkpoint
     history: History
     plan: TrainingPlan
+    pace: Pace
 
 
 def load_pairs(lr_hsi: CubeReader, srf: Srf, *, scaling: Scaling | None = None) -> TrainingData:
@@ -245,31 +258,50 @@ def check_units(
 def plan_training(
     data: TrainingData, config: TrainConfig, sharp: SharpImage | None = None
 ) -> TrainingPlan:
-    """Return what training on this data will fit, and where the HR-MSI lies if there is one."""
+    """Return what training on this data will fit, and where the HR-MSI lies if there is one.
+
+    Raises:
+        DataError: the model physics is asked for without an HR-MSI.
+    """
     placement = None if sharp is None else sharp.placement
-    pixels, msi_bands = data.lr_msi.shape
-    used = data.lr_hsi.shape[1]
+    if config.model == "physics" and sharp is None:
+        raise no_sharp_image()
+    return plan_fit(
+        config, data.lr_msi, data.lr_hsi, data.pixels, data.used_bands.size, placement=placement
+    )
+
+
+def plan_fit(
+    config: TrainConfig,
+    lr_msi: FloatPixels,
+    lr_hsi: FloatPixels,
+    pixels: int,
+    hsi_bands: int,
+    **more: Any,
+) -> TrainingPlan:
+    """Return what training on pixels (N, M) and (N, used bands) will fit.
+
+    Args:
+        config: how.
+        lr_msi: see `TrainingData`.
+        lr_hsi: likewise.
+        pixels: see `TrainingPlan`, as are all others.
+        hsi_bands: likewise.
+        **more: likewise.
+    """
+    (valid_pixels, msi_bands), used_bands = lr_msi.shape, lr_hsi.shape[1]
     published = config.published
     if published is None:
         return TrainingPlan(
-            model=config.model or "auto", valid_pixels=pixels, pixels=data.pixels,
-            msi_bands=msi_bands, used_bands=used, hsi_bands=data.used_bands.size, parameters=0,
-            flops_per_pixel=0, epochs=0, steps_per_epoch=0, placement=placement,
+            config.model or "auto", valid_pixels, pixels, msi_bands, used_bands, hsi_bands,
+            parameters=0, flops_per_pixel=0, epochs=0, steps_per_epoch=0, **more,
         )  # fmt: skip
-    model = build_model("paper", msi_bands, used, {"hidden_size": published.hidden_size})
+    model = build_model("paper", msi_bands, used_bands, {"hidden_size": published.hidden_size})
+    batch = min(valid_pixels, published.training_batch_size or valid_pixels)
     return TrainingPlan(
-        model="paper",
-        valid_pixels=pixels,
-        pixels=data.pixels,
-        msi_bands=msi_bands,
-        used_bands=used,
-        hsi_bands=data.used_bands.size,
-        parameters=model.parameter_count,
-        flops_per_pixel=model.flops_per_pixel,
-        epochs=published.epochs,
-        steps_per_epoch=math.ceil(pixels / min(pixels, published.training_batch_size or pixels)),
-        placement=placement,
-    )
+        "paper", valid_pixels, pixels, msi_bands, used_bands, hsi_bands, model.parameter_count,
+        model.flops_per_pixel, published.epochs, math.ceil(valid_pixels / batch), **more,
+    )  # fmt: skip
 
 
 def train(
@@ -292,6 +324,8 @@ def train(
     shift_px: tuple[float, float] = (0.0, 0.0),
     sharp: SharpImage | None = None,
     shares_extent: bool = False,
+    optical: Optical | None = None,
+    group: Group | None = None,
 ) -> Trained:
     """Train the spectral inverter of an LR-HSI.
 
@@ -320,6 +354,9 @@ def train(
         shift_px: displacement of the LR-HSI's content in LR pixels, likewise.
         sharp: the HR-MSI, to check its units; training does not see it.
         shares_extent: see `Checkpoint`.
+        optical: what is known of the blur between the images, for fits through the physics; None for
+            nothing.
+        group: of processes that train the published network together, see `fit`.
 
     Raises:
         DataError: see `load_pairs`, `check_units` and `fit`.
@@ -329,32 +366,32 @@ def train(
     plan = plan_training(data, config, sharp)
     if announce is not None:
         announce(plan)
-    published = config.published
-    if published is None:
+    if config.published is None:
+        begun = time.monotonic()
         with one_thread_each():
             look = None if hr_msi is None else look_at(hr_msi)
             if look is not None and radiometry is not None:
                 look = look.corrected(radiometry)
-            if look is not None and plan.placement is not None:
-                look = look.placed(plan.placement.shifted(shift_px))
+            view = None
+            if look is not None and hr_msi is not None and plan.placement is not None:
+                placement = plan.placement.shifted(shift_px)
+                look = look.placed(placement)
+                known = optical or Optical()
+                view = View(
+                    hr_msi, placement, data.scaling, known.psf, known.includes_footprint,
+                    radiometry,
+                )  # fmt: skip
         found = fit_auto(
             data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
-            sharp=None if look is None else look.scaled(data.scaling),
+            sharp=None if look is None else look.scaled(data.scaling), view=view,
             psf_radius_lr_px=psf_radius_lr_px, device=device or torch.device("cpu"),
             threads=threads, progress=progress,
         )  # fmt: skip
-        history = History(np.zeros(0), np.zeros(0))
+        history, pace = NO_HISTORY, Pace(found.steps, time.monotonic() - begun)
     else:
-        if config.preset != "paper":
-            state_path = None  # only preset paper resumes
-        fitted = fit(
-            data.lr_msi, data.lr_hsi, published, device=device, threads=threads, progress=progress,
-            state_path=state_path, save_every_s=save_every_s, resume=resume,
-        )  # fmt: skip
-        history = fitted.history
-        found = AutoFit(
-            "paper", {"hidden_size": published.hidden_size}, fitted.model.state_dict(), "",
-            {"epochs": published.epochs, "final_loss": float(history.loss[-1])},
+        found, history, pace = fit_published(
+            data.lr_msi, data.lr_hsi, config, device=device, threads=threads, progress=progress,
+            state_path=state_path, save_every_s=save_every_s, resume=resume, group=group,
         )  # fmt: skip
     hsi = lr_hsi.meta
     if not data.used_bands.all():
@@ -382,7 +419,29 @@ def train(
             earlier=lr_hsi.meta.provenance,
         ),
     )
-    return Trained(checkpoint, history, plan)
+    return Trained(checkpoint, history, plan, pace)
+
+
+def fit_published(
+    lr_msi: FloatPixels,
+    lr_hsi: FloatPixels,
+    config: TrainConfig,
+    *,
+    state_path: Path | None = None,
+    **more: Any,
+) -> tuple[AutoFit, History, Pace]:
+    """Fit the published network, by preset paper or by its name under preset auto; see `fit`."""
+    published = config.published
+    if published is None:
+        raise ValueError("the config asks for another model than the published network")
+    if config.preset != "paper":
+        state_path = None  # only preset paper resumes
+    fitted = fit(lr_msi, lr_hsi, published, state_path=state_path, **more)
+    scores = {"epochs": published.epochs, "final_loss": float(fitted.history.loss[-1])}
+    found = AutoFit(
+        "paper", {"hidden_size": published.hidden_size}, fitted.model.state_dict(), "", scores
+    )
+    return found, fitted.history, fitted.pace
 
 
 def _check_memory(lr_hsi: CubeReader) -> None:
@@ -392,7 +451,8 @@ def _check_memory(lr_hsi: CubeReader) -> None:
         raise DataError(
             f"{lr_hsi.path}: training on {rows} x {cols} pixels of {bands} bands takes "
             f"{needed / 1e6:,.0f} MB of memory, {there / 1e6:,.0f} MB are free",
-            "train on a window of it: spectralift convert --window",
+            f"draw a part of its pixels, like --max-pixels {max(2, there // (24 * bands))}, or train on "
+            "a window of it: spectralift convert --window",
         )
 
 

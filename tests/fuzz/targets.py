@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -296,6 +297,36 @@ def _read_job(path: Path) -> None:
         job.receipt(0)
 
 
+_STAGE = {"version": "1", "options": {"sigma": 3.4, "bands": [1, 2]}, "files": {"cube": "00"}}
+
+
+def _run_job(folder: Path) -> Path:
+    """A run that was killed in its second stage, over a finished one."""
+    from spectralift_cli.core.runjob import RunJob
+
+    output = folder / "run"
+    with contextlib.closing(RunJob(output)) as job:
+        (job.work / "metrics.json").write_text("{}")
+        files = {"metrics": job.work / "metrics.json"}
+        receipt = job.finish("metrics", _STAGE, files, {"modes": {}}, 1.5, ["a warning"])
+        job.begin("train", _STAGE, ["m.state"])
+    document = {"schema": "spectralift.run/1", "outputs": {"metrics": "metrics.json"},
+                "stages": [{"stage": "metrics", "receipt": receipt.to_json()}]}  # fmt: skip
+    output.mkdir()
+    (output / "run.json").write_text(json.dumps(document))
+    (output / "metrics.json").write_text("{}")
+    return output
+
+
+def _read_run_job(path: Path) -> None:
+    from spectralift_cli.core.runjob import RunJob
+
+    with contextlib.closing(RunJob(path, resume=True)) as job:
+        job.kept("metrics", _STAGE)
+        job.kept("metrics", {**_STAGE, "version": "2"}, "report", lambda receipt: receipt.inputs)
+        job.begin("train", _STAGE, ["m.state"])
+
+
 def _table(header: str, columns: int, rows: int) -> str:
     lines = [header] if header else []
     for row in range(rows):
@@ -328,6 +359,7 @@ TARGETS = {
     "config-flat": Target(_text("c.json", json.dumps(FLAT, indent=1)), _read_config),
     "estimate": Target(_estimate, _read_estimate),
     "job": Target(_job, _read_job),
+    "run-job": Target(_run_job, _read_run_job),
     "validation": Target(_validation, _read_validation),
     "srf-curve": Target(_text("s.csv", _table("wavelength_nm,a,b", 2, 12)), _read_srf),
     "srf-matrix": Target(_text("s.csv", _table("", 5, 2)), _read_srf),

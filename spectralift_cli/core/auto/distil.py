@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +55,7 @@ def as_one(
     size: NetSize,
     seed: int,
     allowed: float,
+    count_steps: Callable[[int], None] = lambda steps: None,
 ) -> Part | None:
     """Return a part with at most one network that says nearly the same as a blend.
 
@@ -69,6 +70,7 @@ def as_one(
         size: of the teachers' fit.
         seed: of the combinations and the student.
         allowed: root mean square of the difference, in scaled units.
+        count_steps: called with the steps that the student's fit took.
 
     Returns:
         The part, or None if the student differs by more, or if there are two teachers of one
@@ -109,6 +111,7 @@ def as_one(
     wanted = teach(lessons)
     scale = np.maximum(wanted.std(axis=0), 1e-3 * float(wanted.std()) + 1e-9)
     alone_size = replace(size, members=1, steps=int(_STUDENT_STEPS * size.steps))
+    count_steps(alone_size.steps)
     student = fit_nets(shown(lessons), wanted, scale, alone_size, seed, home.nets.out.device)
     difference = student(shown(exam)) - teach(exam)
     if float(np.sqrt(np.square(difference, dtype=np.float64).mean())) > allowed:

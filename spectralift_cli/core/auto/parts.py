@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectralift_cli.core.auto.lines import Line
-from spectralift_cli.core.auto.samples import Problem
+from spectralift_cli.core.auto.samples import PixelProblem
 from spectralift_cli.core.netfit import CPU, Nets, NetSize, fit_nets
 
 FloatPixels = NDArray[np.float32]
@@ -66,7 +66,7 @@ def no_range() -> tuple[FloatPixels, FloatPixels]:
     return np.zeros(0, np.float32), np.zeros(0, np.float32)
 
 
-def part_tensors(problem: Problem, part: Part, net_share: float) -> dict[str, Tensor]:
+def part_tensors(problem: PixelProblem, part: Part, net_share: float) -> dict[str, Tensor]:
     """Return the weights of a `ResidualMLP`, its networks multiplied by `net_share`."""
     arrays: dict[str, Any] = {
         "msi_range": problem.msi_range,

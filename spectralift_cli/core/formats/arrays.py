@@ -17,6 +17,7 @@ import numpy as np
 
 from spectralift_cli.core.cube import STORED_DTYPES, AnyArray, CubeMeta
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import OpenRequest
 from spectralift_cli.core.resources import default_memory_bytes
 
@@ -179,12 +180,12 @@ def meta_from_json(
     try:
         for name in ("wavelengths_nm", "fwhm_nm"):
             if fields.get(name) is not None:
-                known[name] = np.asarray(fields[name], dtype=np.float64)
+                known[name] = as_float64(fields[name])
         if fields.get("bad_bands") is not None:
             known["bad_bands"] = np.asarray(fields["bad_bands"]).astype(bool)
         for name in ("scale", "offset"):
             if fields.get(name) is not None:
-                known[name] = np.asarray(fields[name], dtype=np.float64)
+                known[name] = as_float64(fields[name])
         if fields.get("nodata") is not None:
             value = fields["nodata"]
             known["nodata"] = float(value) if isinstance(value, str) else value

@@ -16,10 +16,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from spectralift_cli.core.cube import CubeMeta, CubeReader, FloatArray
 from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree
 from spectralift_cli.core.formats.hdf5 import DatasetReader, attribute_fields, describe
 
@@ -83,5 +83,5 @@ def _parameter(
     values = hdf5_tree.read_beside(file, where, bands, request, path)
     if values is None or values.dtype.kind not in "iuf" or values.size != bands:
         raise DataError(f"{path}: its {where} are no {bands} numbers, one a band", _HINT)
-    found: FloatArray = values.reshape(-1).astype(np.float64)
+    found: FloatArray = as_float64(values.reshape(-1))
     return found

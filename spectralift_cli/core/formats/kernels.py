@@ -11,6 +11,7 @@ import numpy as np
 
 from spectralift_cli.core.cube import FloatArray
 from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.operators.psf import check_psf
 from spectralift_cli.core.outputs import write_text
@@ -54,7 +55,7 @@ def read_psf(path: str | Path, var: str | None = None) -> FloatArray:
                 "give a file, or name a variable, that holds the kernel alone",
             )
         meta = reader.meta
-        values = reader.read()[:, :, 0].astype(np.float64)
+        values = as_float64(reader.read()[:, :, 0])
         return check_psf(values * meta.scale + meta.offset, path)
 
 

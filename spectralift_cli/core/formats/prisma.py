@@ -32,6 +32,7 @@ from rasterio.errors import CRSError
 
 from spectralift_cli.core.cube import AnyArray, BoolArray, CubeMeta, CubeReader, FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree
 from spectralift_cli.core.formats.gdalio import gdal_env
 from spectralift_cli.core.formats.hdf5 import DatasetReader
@@ -254,7 +255,7 @@ def _list(file: h5py.File, name: str, count: int, path: Path) -> FloatArray | No
         raise DataError(
             f"{path}: its attribute {name} has {values.size} values, the cube {count} bands", _HINT
         )
-    found: FloatArray = values.reshape(-1).astype(np.float64)
+    found: FloatArray = as_float64(values.reshape(-1))
     return found
 
 

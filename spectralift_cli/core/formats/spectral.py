@@ -13,6 +13,7 @@ import numpy as np
 
 from spectralift_cli.core.cube import FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.floats import as_float64
 
 _NM_PER_UNIT = {
     "nm": 1.0, "nanometer": 1.0, "nanometers": 1.0, "nanometre": 1.0, "nanometres": 1.0,
@@ -45,7 +46,7 @@ def to_nm(
         not finite and positive, with a warning. Without a unit, values below 100 are taken for
         micrometres, with a warning.
     """
-    array: FloatArray = np.asarray(values, dtype=np.float64)
+    array: FloatArray = as_float64(values)
     if not array.size:
         return None
     if not np.isfinite(array).all() or (array < 0).any():
@@ -127,7 +128,7 @@ def read_wavelengths(path: Path) -> tuple[FloatArray, FloatArray | None]:
 def _array_table(path: Path) -> tuple[FloatArray, str | None]:
     try:
         array = np.load(path, allow_pickle=False)
-        table: FloatArray = np.asarray(array, dtype=np.float64)
+        table: FloatArray = as_float64(array)
     except (ValueError, TypeError, EOFError) as error:
         raise DataError(
             f"{path}: not an array of wavelengths ({error})", "give (bands,) or (bands, 2)"

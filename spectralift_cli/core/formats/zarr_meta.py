@@ -22,6 +22,7 @@ import numpy as np
 
 from spectralift_cli.core.cube import CubeMeta, FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import OpenRequest, arrays
 from spectralift_cli.core.formats.spectral import fitting_nodata, to_nm
 from spectralift_cli.core.formats.zarr_store import ZarrArray
@@ -254,7 +255,7 @@ def _coordinate(
         return None
     if count * node.dtype.itemsize > _SIDE_BYTES:
         return None
-    values: FloatArray = node.read((slice(0, count),), request).astype(np.float64)
+    values: FloatArray = as_float64(node.read((slice(0, count),), request))
     return values
 
 

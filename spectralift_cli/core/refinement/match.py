@@ -15,6 +15,7 @@ wrong (`Match.covariance`).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,10 @@ _LEAST_IMPROVEMENT = 0.99
 # of white noise of variance 1, what first and second differences have on average
 _DIFFERENCE_NOISE = (0.5 + 6.0) / 2
 _SHIFTS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
+# times the noise's power, from which a mismatch is worth a word and a fresh start worth a try
+BAD_MATCH = 2.0
+# of the power that is left, what another kernel must fall below to be taken instead
+CLEARLY_BETTER = 0.5
 # start widths where no PSF is known, in LR pixels
 _WIDTHS = (0.25, 0.4, 0.6, 0.85, 1.2)
 
@@ -62,12 +67,13 @@ class Match:
     gain: FloatArray
     pixels: int
 
-    def covariance(self, image: Floats32, valid: BoolArray) -> FloatArray:
+    def covariance(self, image: Floats32, valid: BoolArray, noise_power: FloatArray) -> FloatArray:
         """Return (K, K) the covariance of the error that the kernel makes in coefficients.
 
         Args:
-            image: (h, w, K) coefficients of the LR-HSI, noise 1.
+            image: (h, w, K) coefficients of the LR-HSI.
             valid: (h, w).
+            noise_power: (K,) variance of noise in each.
         """
         excess = max(self.after - 1, 0.0)
         bands = image.shape[2]
@@ -77,7 +83,7 @@ class Match:
             for each in found:
                 flat = each.astype(np.float64)
                 moments += flat.T @ flat / max(1, len(flat)) / len(found)
-            moments -= _DIFFERENCE_NOISE * np.eye(bands)
+            moments -= _DIFFERENCE_NOISE * np.diag(noise_power)
             values, axes = np.linalg.eigh(moments)
             moments = (axes * np.maximum(values, 0)) @ axes.T * (excess / self.roughness)
         return moments
@@ -129,6 +135,29 @@ def match(images: Pair, psf: FloatArray, *, correct: bool = True) -> Match:
             break
         state, steps = changed, steps + 1
     return Match(state.psf, steps, before, state.power, seen.roughness, state.gain, seen.pixels)
+
+
+def matched(images: Pair, psf: FloatArray | None, *, trusted: bool = False) -> Match:
+    """Return the PSF that maps two images onto each other, from one that somebody gave or none.
+
+    Args:
+        images: to compare.
+        psf: what is said to be the PSF, or None.
+        trusted: whether it is taken as it is, also where the images disagree.
+
+    Raises:
+        DataError: the kernel is no PSF, or is wider than the image.
+    """
+    if psf is None:
+        return match(images, guess_psf(images))
+    given = match(images, psf, correct=not trusted)
+    if trusted or given.after < BAD_MATCH:
+        return given
+    # small steps from a kernel of quite another width may end short of what a fresh start finds
+    found = match(images, guess_psf(images))
+    if found.after > CLEARLY_BETTER * given.after:
+        return given
+    return dataclasses.replace(found, before=given.before, steps=given.steps + found.steps)
 
 
 def guess_psf(images: Pair) -> FloatArray:

@@ -23,13 +23,13 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.operators.blur import BOUNDARIES
 from spectralift_cli.core.pictures.style import draw_curves, styled
-from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.report.context import Context
 from spectralift_cli.core.report.figures import figure_of, map_picture, plot
 from spectralift_cli.core.report.lattice import Lattice
 from spectralift_cli.core.report.parts import Gallery, Part, Picture, Plot, Table, Text
 from spectralift_cli.core.report.survey import survey
 from spectralift_cli.core.validation.reproject import (
+    InUnitsOfMsi,
     bands_with_values,
     write_seen_by_hsi,
     write_seen_by_msi,
@@ -71,16 +71,6 @@ class Residual:
 def _whole(rmse: FloatArray) -> float:
     known = rmse[np.isfinite(rmse)]
     return float(np.sqrt(np.square(known).mean())) if known.size else math.nan
-
-
-class _InUnitsOfMsi(SelectedReader):
-    """What the LR-HSI's radiometry shows, in that of the MSI: (x - offset) / gain."""
-
-    def __init__(self, source: CubeReader, radiometry: Radiometry) -> None:
-        super().__init__(source)
-        self.meta = self.meta.replace(
-            scale=1 / radiometry.gain, offset=-radiometry.offset / radiometry.gain
-        )
 
 
 def residuals(context: Context) -> tuple[dict[str, Residual], list[str]]:
@@ -148,18 +138,14 @@ def _observation(context: Context) -> Observation | str:
 def _against_msi(
     context: Context, result: CubeReader, msi: CubeReader, used: BoolArray, work: Path
 ) -> Residual:
-    material = context.material
-    estimate, checkpoint = material.estimate, material.checkpoint
-    srf = material.srf
-    radiometry = None if checkpoint is None else checkpoint.radiometry
-    if estimate is not None:
-        srf, radiometry = estimate.srf or srf, estimate.radiometry
+    estimate, radiometry = context.material.estimate, context.radiometry
+    srf = (None if estimate is None else estimate.srf) or context.material.srf
     if srf is None:
         raise DataError("there is no spectral response", "give one")
     path = work / "msi.npy"
     write_seen_by_msi(result, srf, msi.meta, used, path)
     with open_cube(path) as made:
-        seen = made if radiometry is None else _InUnitsOfMsi(made, radiometry)
+        seen = made if radiometry is None else InUnitsOfMsi(made, radiometry)
         return _compared(context, msi, seen, np.ones(msi.meta.bands, bool))
 
 
@@ -190,7 +176,11 @@ def agreement(context: Context) -> list[Part] | None:
     if "result" not in metas or not (_NAMES.keys() & metas.keys()):
         return None
     rows, cols, bands = metas["result"].shape
-    if rows * cols * bands > MOST_VALUES:
+    large = rows * cols * bands > MOST_VALUES
+    # a validation shows it, of every pixel; what an estimate changes is worth another look
+    if _is_validated(context) and (large or context.material.estimate is None):
+        return None
+    if large:
         return [
             Text(
                 f"Not computed: the result has {rows * cols * bands:,} values, a page compares up "
@@ -208,8 +198,14 @@ def agreement(context: Context) -> list[Part] | None:
     if shown:
         parts += [_maps(shown), _table(shown)]
     if "lr_hsi" in shown:
-        parts.append(Gallery([_curve(context, shown["lr_hsi"])]))
+        parts.append(Gallery([band_curve(context, shown["lr_hsi"].band_rmse)]))
     return parts
+
+
+def _is_validated(context: Context) -> bool:
+    """Tell whether a validation compares the result with the inputs."""
+    found = context.material.validation
+    return found is not None and any(section.name in _NAMES for section in found.sections)
 
 
 def _sentences(shown: Mapping[str, Residual]) -> list[str]:
@@ -264,14 +260,17 @@ def _table(shown: Mapping[str, Residual]) -> Table:
     return Table(rows, header, numeric=(1, 2, 3, 4))
 
 
-def _curve(context: Context, one: Residual) -> Plot:
+def band_curve(context: Context, rmse: FloatArray) -> Plot:
+    """Draw the residual of each band (B,) against the LR-HSI, NaN where there is none."""
     with styled():
         figure, axes = figure_of()
         draw_curves(
-            axes, {"RMSE": one.band_rmse}, context.wavelengths_nm, bad_bands=context.bad_bands,
+            axes, {"RMSE": rmse}, context.wavelengths_nm, bad_bands=context.bad_bands,
             label="RMSE", unit="data units",
         )  # fmt: skip
         axes.set_ylim(bottom=0)
-    known = one.band_rmse[np.isfinite(one.band_rmse)]
-    alt = f"RMSE of each band against the LR-HSI: from {known.min():.3g} to {known.max():.3g}"
+    known = rmse[np.isfinite(rmse)]
+    alt = "RMSE of each band against the LR-HSI"
+    if known.size:
+        alt += f": from {known.min():.3g} to {known.max():.3g}"
     return plot(figure, "RMSE of each band against the LR-HSI", alt)

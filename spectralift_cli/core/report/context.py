@@ -19,6 +19,7 @@ from spectralift_cli.core.cube import (
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.pairs import scene_placement
 from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.report.lattice import Lattice
 from spectralift_cli.core.report.material import IMAGES, Material
 from spectralift_cli.core.report.points import Point, choose_points
@@ -91,6 +92,19 @@ class Context:
     def wavelengths_nm(self) -> FloatArray | None:
         """(B,) band centres of the hyperspectral bands, or None."""
         return None if self.hsi is None else self.hsi.wavelengths_nm
+
+    @property
+    def radiometry(self) -> Radiometry | None:
+        """What brings the HR-MSI into the LR-HSI's: of the estimate, else of the model, or None."""
+        estimate, checkpoint = self.material.estimate, self.material.checkpoint
+        if estimate is not None:
+            return estimate.radiometry
+        return None if checkpoint is None else checkpoint.radiometry
+
+    def in_lr_units(self, msi: FloatBlock) -> FloatBlock:
+        """Return (..., M) values of the HR-MSI beside which those of the other images can be put."""
+        found = self.radiometry
+        return msi if found is None else np.asarray(found.apply(msi))
 
     @property
     def bad_bands(self) -> BoolArray | None:
@@ -200,7 +214,7 @@ def _look(context: Context, readers: dict[str, CubeReader], progress: Progress) 
     if "hr_msi" in readers:
         meta = readers["hr_msi"].meta
         parts = [to_units(blocks[0], meta) for _, blocks in lattice.blocks(readers["hr_msi"])]
-        msi = np.concatenate(parts)
+        msi = context.in_lr_units(np.concatenate(parts))
         found.channels["hr_msi"] = {
             one.key: one.of_msi(msi) for one in shown if one.msi is not None
         }
@@ -255,6 +269,8 @@ def _spectra(context: Context, readers: dict[str, CubeReader], point: Point) -> 
         if role in readers:
             line = readers[role].read_units(slice(point.row, point.row + 1))
             values[role] = line[0, point.col].copy()
+    if "hr_msi" in values:
+        values["hr_msi"] = context.in_lr_units(values["hr_msi"])
     lr_pixel = None
     if context.placement is not None:
         rows, cols = context.placement.lr_positions()

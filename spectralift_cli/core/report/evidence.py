@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
 from spectralift_cli.core.cube import FloatArray, to_units
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.estimation.parts import Gain, Psf, Shift
+from spectralift_cli.core.formats import open_cube
+from spectralift_cli.core.report.agreement import band_curve
 from spectralift_cli.core.report.context import Context
 from spectralift_cli.core.report.figures import map_picture
 from spectralift_cli.core.report.lattice import Lattice
 from spectralift_cli.core.report.looks import psf_plot
 from spectralift_cli.core.report.material import finite
-from spectralift_cli.core.report.parts import Cards, Gallery, Part, Table, Text
+from spectralift_cli.core.report.parts import Cards, Gallery, Part, Picture, Plot, Table, Text
+from spectralift_cli.core.validation.figures import Section
 
 _MAP_PERCENT = 99.0
+_MAP_SIZE = 256  # pixels, longest side of a residual's map
 _DECISIONS = {
     "keep": "Held-out LR pixels say that the refinement helps, so it was applied.",
-    "damp": "Held-out LR pixels say that a part of the refinement helps, so it was damped.",
-    "drop": "Held-out LR pixels say that the refinement does not help, so the result is as the "
-    "model made it.",
+    "damp": "The images say that a part of the refinement helps, so it was damped.",
+    "drop": "The images say that the refinement does not help, so the result is as the model made "
+    "it.",
     "ungated": "The refinement was applied whatever held-out LR pixels say.",
 }
 
@@ -44,6 +49,9 @@ def refinement(context: Context) -> list[Part] | None:
         pixels, blocks = numbers.get("held_pixels"), numbers.get("blocks")
         if pixels is not None and blocks is not None:
             rows.append(("judged on", f"{pixels:,.0f} LR pixels in {blocks:,.0f} blocks"))
+    share = numbers.get("msi_share")
+    if share is not None:
+        rows.append(("share that the HR-MSI bears out", f"{100 * share:.3g} %"))
     factor = numbers.get("factor")
     if factor is not None:
         rows.append(("share applied", f"{100 * factor:.3g} %"))
@@ -96,7 +104,8 @@ def uncertainty(context: Context) -> list[Part] | None:
     words = [
         f"The error of a pixel (RMSE over bands) is expected to be {mean:.3g} data units on "
         f"average. {100 * flagged:.3g} % of the pixels have a spectrum outside of what was seen in "
-        "training, where neither the result nor this number is sure."
+        "training, where neither the result nor this number is sure. The numbers are of the result "
+        "before any refinement; they hold on average over scenes, not in each."
     ]
     surveyed = context.surveys.get("hr")
     if surveyed is not None and surveyed.rmse is not None:
@@ -130,10 +139,61 @@ def validation(context: Context) -> list[Part] | None:
             known = math.isfinite(figure.value)
             value = f"{figure.value:.4g} {figure.unit}".strip() if known else "undefined"
             note = f" ({figure.note})" if figure.note else ""
-            rows.append((figure.name, value, figure.meaning + note))
+            name = _FIGURES.get(figure.name, figure.name)
+            rows.append((name, value, figure.meaning + note))
         header = ("figure", "value", "what it means here")
-        parts += [Text(section.about), Table(rows, header, section.title, (1,), stacks=True)]
+        parts += [Text(section.about, section.title), Table(rows, header, "", (1,), stacks=True)]
+        if section.maps is not None and context.material.validation_folder is not None:
+            parts.append(_residual_maps(context, context.material.validation_folder, section))
+        curve = section.per_band.get("rmse")
+        hsi = context.hsi
+        if section.name == "lr_hsi" and curve is not None and hsi and len(curve) == hsi.bands > 1:
+            parts.append(Gallery([band_curve(context, curve)]))
     return parts
+
+
+# how the page calls the figures of a validation
+_FIGURES = {
+    "psnr_db": "PSNR", "sam_deg": "SAM", "ergas": "ERGAS", "rmse": "RMSE",
+    "rmse_share": "RMSE over signal", "largest_bias": "largest bias of a band",
+    "d_lambda_khan": "D_lambda (Khan)", "d_lambda_alparone": "D_lambda (Alparone)", "d_s": "D_s",
+    "hqnr": "HQNR",
+}  # fmt: skip
+_RESIDUALS = (
+    ("rmse", "RMSE of each pixel", "RMSE over bands, data units"),
+    ("sam_deg", "Angle of each pixel", "spectral angle, degrees"),
+)
+
+
+def _residual_maps(context: Context, folder: Path, section: Section) -> Part:
+    """Draw the maps that `validate --maps` wrote beside its document."""
+    name = str(section.maps)
+    shown: list[Picture | Plot] = []
+    lattice: Lattice | None = None
+    for key, title, label in _RESIDUALS:
+        path = folder / name / f"{key}.tif"
+        if name != Path(name).name or not path.is_file():
+            continue
+        try:
+            with open_cube(path, allow_2d=True) as reader:
+                if reader.meta.bands != 1:
+                    raise DataError(f"{path}: has {reader.meta.bands} bands, a map has one", "")
+                lattice = Lattice.of(
+                    reader.meta.shape[:2], min(context.config.image_size, _MAP_SIZE)
+                )
+                blocks = [to_units(b[0], reader.meta) for _, b in lattice.blocks(reader)]
+        except DataError as error:
+            return Text(f"A map of it cannot be shown: {error.message}.")
+        values = np.concatenate(blocks)[..., 0].astype(np.float64)
+        known = values[np.isfinite(values)]
+        if known.size and (key == "rmse" or known.any()):  # one band has no angles
+            high = float(np.percentile(known, _MAP_PERCENT))
+            alt = f"Map, {section.title}: {label}, mean {known.mean():.3g}"
+            shown.append(map_picture(values, title, alt, limits=(0.0, high), label=label))
+    if not shown or lattice is None:
+        return Text("Its maps are not beside it, or hold no value.")
+    return Gallery(shown, f"{section.title}, {lattice}; dark is good. The scales end at the 99th "
+                   "percentile.")  # fmt: skip
 
 
 def estimate(context: Context) -> list[Part] | None:
@@ -152,13 +212,18 @@ def estimate(context: Context) -> list[Part] | None:
     if parts.psf is not None:
         cards.append(_psf_card(parts.psf))
     if parts.srf is not None:
-        rows = [("used", _used(parts.srf.used)), ("why", parts.srf.why), ("fit", parts.srf.fit)]
+        rows = [
+            ("used", _used(parts.srf.used)),
+            ("why", _signs(parts.srf.why)),
+            ("fit", parts.srf.fit),
+        ]
         cards.append(Table(rows, caption="Spectral response"))
     shown: list[Part] = [Text(words)]
     if cards:
         shown.append(Cards(cards))
     if parts.gain is not None:
-        shown.append(_gain_table(parts.gain, found.band_names))
+        words = f"SRF(LR-HSI) = gain x HR-MSI + offset; {_signs(parts.gain.why)}."
+        shown += [Text(words, "Gain and offset"), _gain_table(parts.gain, found.band_names)]
     if parts.psf is not None:
         shown.append(
             Gallery(
@@ -174,7 +239,7 @@ def _shift_card(shift: Shift) -> Table:
         (name, f"{shift.shift_px[axis]:.3f} ± {shift.std_px[axis]:.2g} LR pixels")
         for axis, name in enumerate(("down", "to the right"))
     ]
-    rows += [("used", _used(shift.used)), ("why", shift.why), ("fit", shift.fit)]
+    rows += [("used", _used(shift.used)), ("why", _signs(shift.why)), ("fit", shift.fit)]
     return Table(rows, caption="Shift of the LR-HSI")
 
 
@@ -184,7 +249,7 @@ def _psf_card(psf: Psf) -> Table:
         ("width (RMS)", f"{down:.3g} x {across:.3g} HR pixels"),
         ("error", f"{100 * psf.relative_error:.2g} % of the kernel, expected"),
         ("used", _used(psf.used)),
-        ("why", psf.why),
+        ("why", _signs(psf.why)),
         ("fit", psf.fit),
     ]
     return Table(rows, caption="Effective PSF")
@@ -199,12 +264,16 @@ def _gain_table(gain: Gain, names: tuple[str, ...]) -> Table:
         )
         for band, name in enumerate(names)
     ]
-    caption = f"SRF(LR-HSI) = gain x HR-MSI + offset; used: {_used(gain.used)}, {gain.why}"
-    return Table(rows, ("MSI band", "gain", "offset, data units"), caption, (1, 2))
+    return Table(rows, ("MSI band", "gain", "offset, data units"), numeric=(1, 2))
 
 
 def _with_error(values: FloatArray, std: FloatArray, band: int) -> str:
     return f"{values[band]:.4g} ± {std[band]:.2g}"
+
+
+def _signs(why: str) -> str:
+    """Return a reason as `estimate` writes it, for a terminal, with the page's signs."""
+    return why.replace("+-", "±")
 
 
 def _used(used: bool) -> str:

@@ -58,7 +58,8 @@ def _percent(share: float) -> str:
 def inputs(context: Context) -> list[Part]:
     """Say what was fused with what."""
     parts: list[Part] = []
-    tiles = [tile for scores in context.material.scores[:1] for tile in _tiles(scores)]
+    one_band = context.hsi is not None and context.hsi.bands == 1
+    tiles = [tile for scores in context.material.scores[:1] for tile in _tiles(scores, one_band)]
     checkpoint = context.material.checkpoint
     if not tiles and checkpoint is not None and "validation_rmse" in checkpoint.scores:
         held_out = f"{checkpoint.scores['validation_rmse']:.4g}"
@@ -70,8 +71,10 @@ def inputs(context: Context) -> list[Part]:
     return parts
 
 
-def _tiles(scores: Mapping[str, Any]) -> Iterator[Tile]:
+def _tiles(scores: Mapping[str, Any], one_band: bool) -> Iterator[Tile]:
     for name in _TILES:
+        if one_band and name == "sam":
+            continue  # a single value has no direction
         metric = METRICS[name]
         value = finite(scores.get(metric.key))
         if value is not None:
@@ -86,13 +89,12 @@ def _sentence(context: Context) -> str:
     if "lr_hsi" in metas and "hr_msi" in metas:
         lr, hr = metas["lr_hsi"], metas["hr_msi"]
         words.append(
-            f"A hyperspectral image of {lr.bands} bands on {lr.rows} x {lr.cols} pixels and a "
-            f"multispectral image of {hr.bands} {'band' if hr.bands == 1 else 'bands'} on "
-            f"{hr.rows} x {hr.cols} pixels."
+            f"A hyperspectral image of {_bands(lr)} on {lr.rows} x {lr.cols} pixels and a "
+            f"multispectral image of {_bands(hr)} on {hr.rows} x {hr.cols} pixels."
         )
     if "result" in metas:
         made = metas["result"]
-        words.append(f"The result has {made.bands} bands on {made.rows} x {made.cols} pixels.")
+        words.append(f"The result has {_bands(made)} on {made.rows} x {made.cols} pixels.")
     if context.placement is not None:
         placement = context.placement
         down, across = placement.scale
@@ -108,6 +110,10 @@ def _sentence(context: Context) -> str:
     elif "result" in metas:
         words.append("There is no ground truth, so the page shows no error against one.")
     return " ".join(words)
+
+
+def _bands(meta: CubeMeta) -> str:
+    return f"{meta.bands} {'band' if meta.bands == 1 else 'bands'}"
 
 
 def _image_card(context: Context, role: str) -> Table:

@@ -61,6 +61,8 @@ def _caption(context: Context, one: Composite) -> str:
     text += IMAGES[context.stretched_by[one.key]].partition(" (")[0]
     if "hr" in context.surveys and not context.surveys["hr"].lattice.is_all:
         text += f"; {context.surveys['hr'].lattice} shown"
+    if one.msi is not None and context.radiometry is not None:
+        text += ". The HR-MSI is shown in the LR-HSI's radiometry, by its gain and offset"
     return f"{text}. Holes are transparent."
 
 
@@ -85,6 +87,8 @@ def spectra(context: Context) -> list[Part] | None:
     """Draw the spectra of all images at the chosen points."""
     if not context.spectra:
         return None
+    if _has_one_band(context):
+        return [_values(context)]
     members: list[Picture | Plot] = [_spectrum(context, at) for at in context.spectra]
     words = [
         "The points are marked in the images above; they are chosen from the data. Row and column "
@@ -96,7 +100,26 @@ def spectra(context: Context) -> list[Part] | None:
         )
     if "hr_msi" in context.metas:
         words.append("The MSI's dots lie at the centres of its bands, the bars show their width.")
+        if context.radiometry is not None:
+            words.append("Its values are brought into the LR-HSI's radiometry.")
     return [Text(" ".join(words)), Gallery(members)]
+
+
+def _has_one_band(context: Context) -> bool:
+    return context.hsi is not None and context.hsi.bands == 1
+
+
+def _values(context: Context) -> Table:
+    """List the values at the chosen points, where one band makes no spectrum."""
+    roles = [role for role in IMAGES if any(role in at.values for at in context.spectra)]
+    rows = []
+    for at in context.spectra:
+        held = [", ".join(f"{value:.4g}" for value in at.values.get(role, ())) for role in roles]
+        place = f"{at.point.row}, {at.point.col}"
+        rows.append((f"{at.point.number}. {at.point.why}", place, *(text or "–" for text in held)))
+    header = ("point", "row, column", *(f"{_SHORT[role]}, data units" for role in roles))
+    caption = "The points are marked in the images above; they are chosen from the data"
+    return Table(rows, header, caption, range(2, len(header)))
 
 
 def _spectrum(context: Context, at: Spectra) -> Plot:
@@ -169,7 +192,7 @@ def errors(context: Context) -> list[Part] | None:
         ("RMSE over bands", found.rmse, "data units"),
     ):
         known = values[np.isfinite(values)]
-        if not known.size:
+        if not known.size or (unit == "degrees" and _has_one_band(context)):
             continue
         mean, median, high = known.mean(), np.median(known), np.percentile(known, _MAP_PERCENT)
         label = f"{title}, {unit}"
@@ -190,7 +213,7 @@ def errors(context: Context) -> list[Part] | None:
         "ends at the 99th percentile."
     )
     rows = list(zip(*columns, strict=True))
-    return [Gallery(members, caption), Table(rows, header, numeric=(1, 2))]
+    return [Gallery(members, caption), Table(rows, header, numeric=range(1, len(header)))]
 
 
 def bands(context: Context) -> list[Part] | None:
@@ -198,6 +221,8 @@ def bands(context: Context) -> list[Part] | None:
     found = context.surveys.get("hr")
     if found is None or found.band_rmse is None or not np.isfinite(found.band_rmse).any():
         return None
+    if _has_one_band(context):
+        return None  # the scores say it
     wavelengths_nm, bad = context.wavelengths_nm, context.bad_bands
     members: list[Picture | Plot] = []
     with styled():

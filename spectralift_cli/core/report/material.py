@@ -17,13 +17,14 @@ from spectralift_cli.core.estimation.result import Estimate, read_estimate
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.arrays import strict_json
 from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.identity import identity
 from spectralift_cli.core.runblocks import SCHEMA as RUN_SCHEMA
 from spectralift_cli.core.runconfig import RunConfig, resolve_config
 from spectralift_cli.core.scene import Scene, is_scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
 from spectralift_cli.core.validation.document import read_validation
-from spectralift_cli.core.validation.figures import Validation
+from spectralift_cli.core.validation.figures import DOCUMENT, Validation
 
 if TYPE_CHECKING:
     from spectralift_cli.core.checkpoint import Checkpoint
@@ -36,7 +37,9 @@ IMAGES = {
     "gt": "Ground truth",
 }
 # what is read of a run's outputs
-_RUN_ROLES = ("scene", "model", "history", "cube", "uncertainty", "metrics", "config")
+_RUN_ROLES = (
+    "scene", "model", "history", "cube", "uncertainty", "metrics", "validation", "config"
+)  # fmt: skip
 _JSON_BYTES = 4 * 2**20
 # what a page takes of a damaged or hostile file's texts
 _MOST_WARNINGS, _LONGEST = 100, 2000
@@ -82,6 +85,7 @@ class Material:
         uncertainty: cube of the expected errors.
         estimate: what the images say of each other.
         validation: quality without a ground truth.
+        validation_folder: where the maps of its residuals lie.
         same_ground: whether LR-HSI and HR-MSI show the same ground, as they need not where a model
             is applied to another image.
         warnings: what a reader must know, in the order it was found.
@@ -101,6 +105,7 @@ class Material:
     uncertainty: ImageFile | None = None
     estimate: Estimate | None = None
     validation: Validation | None = None
+    validation_folder: Path | None = None
     same_ground: bool = True
     warnings: list[str] = field(default_factory=list)
 
@@ -135,7 +140,8 @@ def gather(
         model: the checkpoint that made it; None for the run's.
         uncertainty: what `infer --uncertainty` wrote; None for the run's.
         estimate: what `estimate` wrote.
-        validation: what `validate` wrote.
+        validation: what `validate` wrote; None for what lies in the run's or scene's folder or
+            beside the result, where it is of the same images (`find_validation`).
         run: the contents of run.json, where it is not written yet.
 
     Raises:
@@ -156,7 +162,12 @@ def gather(
     if estimate is not None:
         _take_estimate(found, estimate)
     if validation is not None:
-        found.validation = read_validation(validation)
+        _take_validation(found, validation)
+    elif found.validation is None or result is not None:
+        found.validation = found.validation_folder = None  # a run's is of its own result
+        beside = find_validation(found)
+        if beside is not None:
+            _take_validation(found, beside)
     _drop_bands(found)
     return found
 
@@ -226,6 +237,8 @@ def _of_run(folder: Path, run: Mapping[str, Any]) -> Material:
         _take_model(found, there["model"])
     if "uncertainty" in there:
         found.uncertainty = ImageFile(there["uncertainty"])
+    if "validation" in there:
+        _take_validation(found, there["validation"])
     found.history = there.get("history")
     if "metrics" in there:
         found.scores = _scores(there["metrics"])
@@ -297,6 +310,57 @@ def _take_estimate(found: Material, path: Path) -> None:
     if "lr_hsi" in found.images:
         with found.images["lr_hsi"].open() as reader:
             check_estimate(found.estimate, reader.meta, found.srf, path)
+
+
+def _take_validation(found: Material, path: Path) -> None:
+    found.validation = read_validation(path)
+    found.validation_folder = path if path.is_dir() else path.parent
+
+
+def find_validation(found: Material) -> Path | None:
+    """Return a validation of the shown images that nobody named.
+
+    It is looked for as `validate.json` and `validate/validate.json` in the folder of the scene or
+    run, then in that of the result. One that is damaged, or of another result or other images, is
+    not shown, which is a warning.
+    """
+    folders = [found.folder]
+    if "result" in found.images:
+        folders.append(found.images["result"].path.parent)
+    for folder in dict.fromkeys(folders):
+        for path in (folder / DOCUMENT, folder / "validate" / DOCUMENT):
+            if not path.is_file():
+                continue
+            try:
+                other = _of_other_images(found, read_validation(path))
+            except DataError as error:
+                found.warn(f"a validation is not shown: {error.message}")
+                continue
+            if not other:
+                return path
+            found.warn(f"{path} is not shown: it tells of {other}; --validation shows it anyway")
+    return None
+
+
+def _of_other_images(found: Material, validation: Validation) -> str:
+    """Return what a validation tells of where that is not what is shown, else nothing."""
+    steps = validation.provenance.get("steps")
+    step = steps[-1] if isinstance(steps, list) and steps else None
+    inputs = step.get("inputs") if isinstance(step, dict) else None
+    if not isinstance(inputs, dict):
+        return "it does not say what"
+    for role, name in (("result", "another result"), ("lr_hsi", "another LR-HSI"),
+                       ("hr_msi", "another HR-MSI")):  # fmt: skip
+        if role not in inputs:
+            continue
+        if role not in found.images:
+            return f"{name} than the page"
+        with found.images[role].open() as reader:
+            if identity(*reader.files) != inputs[role]:
+                return name
+    if "scene" in inputs and found.scene is not None:
+        return "" if found.scene.identity() == inputs["scene"] else "another scene"
+    return ""
 
 
 def _drop_bands(found: Material) -> None:

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph, under a heading where it opens a part of a section."""
 
     kind: ClassVar[str] = "text"
     text: str
+    heading: str = ""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def seen_bands(srf: Srf, wavelengths_nm: FloatArray | None) -> tuple[tuple[int, 
     names = srf.band_names
     count = srf.num_msi_bands
     if count < 3:
-        return (0,), f"The MSI's band {names[0]}"
+        return (0,), f"Of the MSI: {names[0]}"
     if wavelengths_nm is not None:
         centres = band_centres(srf, wavelengths_nm)
         nearest = [int(np.abs(centres - nm).argmin()) for nm in _COLOURS_NM]
@@ -92,15 +92,15 @@ def seen_bands(srf: Srf, wavelengths_nm: FloatArray | None) -> tuple[tuple[int, 
             abs(centres[b] - nm) <= _FARTHEST_NM for b, nm in zip(nearest, _COLOURS_NM, strict=True)
         )
         if near and len(set(nearest)) == 3:
-            return tuple(nearest), "Natural colour, the MSI's bands " + ", ".join(
+            return tuple(nearest), "Natural colour, of the MSI: " + ", ".join(
                 names[b] for b in nearest
             )
     lower = [name.strip().lower() for name in names]
     for wanted in (_COLOUR_NAMES, tuple(name[0] for name in _COLOUR_NAMES)):
         if all(lower.count(name) == 1 for name in wanted):
             bands = tuple(lower.index(name) for name in wanted)
-            return bands, "Natural colour, the MSI's bands " + ", ".join(names[b] for b in bands)
-    return (2, 1, 0), f"False colour, the MSI's bands {names[2]}, {names[1]}, {names[0]}"
+            return bands, "Natural colour, of the MSI: " + ", ".join(names[b] for b in bands)
+    return (2, 1, 0), f"False colour, of the MSI: {names[2]}, {names[1]}, {names[0]}"
 
 
 def band_centres(srf: Srf, positions: FloatArray) -> FloatArray:

@@ -25,6 +25,7 @@ import numpy as np
 
 from spectralift_cli.core.cube import AnyArray, FloatArray
 from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import find_format
 from spectralift_cli.core.formats.spectral import to_nm
 from spectralift_cli.core.sensors.curve import Curve
@@ -105,7 +106,7 @@ def curves_of_arrays(arrays: dict[str, AnyArray], source: object) -> tuple[Curve
             f"wavelengths of {vectors[0]} ({listing[:200]})",
             "save one matrix with a row or column for each wavelength, called srf",
         )
-    table = np.asarray(tables[chosen[0]], dtype=np.float64)
+    table = as_float64(tables[chosen[0]])
     table = table if table.shape[0] == count else table.T  # (K, M)
     match = found[vectors[0]]
     unit = match[1] if match is not None else None
@@ -128,7 +129,7 @@ def make_curves(
     Raises:
         DataError: the wavelengths are none, or a column is no response.
     """
-    nm = to_nm(np.asarray(stored, dtype=np.float64), unit, source)
+    nm = to_nm(as_float64(stored), unit, source)
     if nm is None or len(names) > _MAX_BANDS:
         raise DataError(
             f"{source}: {len(names)} columns over wavelengths in {unit or 'no known unit'} are no "
@@ -186,7 +187,7 @@ def _read_envi(path: Path) -> tuple[Curve, ...]:
     words = header.words("spectra names", spectra) or []
     names = words if len(words) == spectra else [f"B{i + 1}" for i in range(spectra)]
     unit = header.text("wavelength units")
-    return make_curves(wavelengths, unit, table.T.astype(np.float64), names, header_path)
+    return make_curves(wavelengths, unit, as_float64(table.T), names, header_path)
 
 
 def _envi_pair(path: Path) -> tuple[Path, Path]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import find_format, open_cube
 from spectralift_cli.core.formats.spectral import to_nm
 from spectralift_cli.core.outputs import write_text
@@ -411,7 +412,7 @@ def _read_array(path: Path) -> FloatArray:
                 f"{path}: a matrix of {rows} x {cols} is too large for an SRF",
                 "give M x B, a row for each MSI band",
             )
-        matrix: FloatArray = reader.read()[:, :, 0].astype(np.float64)
+        matrix: FloatArray = as_float64(reader.read()[:, :, 0])
         return matrix
 
 

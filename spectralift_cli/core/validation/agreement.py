@@ -27,6 +27,7 @@ from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.validation.figures import Figure, Section
 from spectralift_cli.core.validation.inputs import Pair
 from spectralift_cli.core.validation.reproject import (
+    InUnitsOfMsi,
     bands_with_values,
     degrade,
     write_seen_by_hsi,
@@ -108,7 +109,8 @@ def agreement(
                 part(pair.lr_hsi.meta.rows),
             )
         )  # fmt: skip
-        sections.append(_compared("hr_msi", pair.hr_msi, msi, maps, part(pair.hr_msi.meta.rows)))
+        shown = msi if pair.radiometry is None else InUnitsOfMsi(msi, pair.radiometry)
+        sections.append(_compared("hr_msi", pair.hr_msi, shown, maps, part(pair.hr_msi.meta.rows)))
         sections.append(_no_reference(result, pair, seen, used))
     return sections
 
@@ -117,6 +119,7 @@ def _of_bands(reader: CubeReader, used: BoolArray) -> CubeReader:
     return reader if used.all() else SelectedReader(reader, np.flatnonzero(used).tolist())
 
 
+_ONE_BAND = "a single band has no angle."
 _TITLES = {
     "lr_hsi": (
         "Result against the LR-HSI",
@@ -148,13 +151,15 @@ def _compared(
     whole = float(np.sqrt(moments.squared.sum() / values))
     signal = float(np.sqrt((moments.m2_x + moments.count * moments.mean_x**2).sum() / values))
     share = whole / signal if signal > 0 else np.nan
-    sam = scores.values["sam"]
+    one_band = image.meta.bands == 1
+    sam = math.nan if one_band else scores.values["sam"]
     worst = int(np.nanargmax(np.abs(bias)))
     what = "LR-HSI" if name == "lr_hsi" else "HR-MSI"
     left = f"{scores.valid_pixels:,} of {scores.pixels:,} pixels"
     figures = [
         Figure(
             "sam_deg", sam, "deg", f"mean angle between spectra over {left}",
+            _ONE_BAND if one_band else
             f"spectra of the result, as the {what}'s instrument sees them, are turned by "
             f"{sam:.3g} degrees on average.",
             scores.scores["sam"].note,

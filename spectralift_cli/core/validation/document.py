@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,12 @@ from spectralift_cli.core.validation.figures import (
 _LIMIT_BYTES = 4 * 2**20
 _MOST_ITEMS, _LONGEST = 100, 4000
 _HINT = "make it again with spectralift validate"
+
+
+def document_text(found: Validation) -> str:
+    """Return the contents of the file."""
+    document = {"schema": SCHEMA, **found.to_json()}
+    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_validation(path: str | Path) -> Validation:

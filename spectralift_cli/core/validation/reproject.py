@@ -15,6 +15,7 @@ from spectralift_cli.core.cube import (
     CubeReader,
     FloatArray,
     Progress,
+    SelectedReader,
     no_progress,
     row_blocks,
 )
@@ -22,10 +23,21 @@ from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.operators.blur import Blur
+from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.sensors.response import Srf
 
 _LEAST_SHARE = 0.99  # of an LR pixel's weight that must lie on valid HR pixels
 _WINDOW_BYTES = 8 * BLOCK_BYTES
+
+
+class InUnitsOfMsi(SelectedReader):
+    """What the LR-HSI's radiometry shows, in that of the MSI: (x - offset) / gain."""
+
+    def __init__(self, source: CubeReader, radiometry: Radiometry) -> None:
+        super().__init__(source)
+        self.meta = self.meta.replace(
+            scale=1 / radiometry.gain, offset=-radiometry.offset / radiometry.gain
+        )
 
 
 def bands_with_values(reader: CubeReader) -> BoolArray:
@@ -98,6 +110,23 @@ def write_seen_by_hsi(
             writer.write(rows, out)
             progress(rows.stop, meta.rows)
         writer.commit()
+
+
+def seen_by_hsi(image: CubeReader, observation: Observation, share: float) -> AnyArray:
+    """Return (h, w, B) float32 what the LR-HSI's instrument sees of a sharp image, read by rows.
+
+    Args:
+        image: (H, W, B) on the HR grid.
+        observation: the instrument.
+        share: of an LR pixel's weight that must lie on valid pixels; NaN where less does.
+    """
+    h, w = observation.placement.lr_shape
+    out = np.full((h, w, image.meta.bands), np.nan, np.float32)
+    for rows in row_blocks(h, _rows_at_once(image.meta, observation)):
+        window, seen = _window(observation, rows)
+        if window.stop > window.start:
+            out[rows] = degrade(image.read_units(window), seen, share)
+    return out
 
 
 def _rows_at_once(meta: CubeMeta, observation: Observation) -> int:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from spectralift_cli.core.config import TrainConfig
+from spectralift_cli.core.config import RefineConfig, TrainConfig
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.identity import identity, provenance
 from spectralift_cli.core.outputs import Staging
 from spectralift_cli.core.validation.agreement import agreement
-from spectralift_cli.core.validation.figures import DOCUMENT, SCHEMA, Section, Validation
+from spectralift_cli.core.validation.document import document_text
+from spectralift_cli.core.validation.figures import DOCUMENT, Section, Validation
 from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
+from spectralift_cli.core.validation.likeness import warn_of_differences
+from spectralift_cli.core.validation.sight import with_matching_psf
 
 
 def validate(
@@ -25,6 +29,10 @@ def validate(
     result: str | Path | None = None,
     maps: str | Path | None = None,
     reduced: bool = True,
+    refine: RefineConfig | None = None,
+    estimate_anew: bool = False,
+    trust_psf: bool = False,
+    device: str = "auto",
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -41,6 +49,11 @@ def validate(
         result: a sharp cube on the HR-MSI's grid, in the LR-HSI's units and bands, or None.
         maps: folder of maps of both residuals and `validate.json`, or None; needs a result.
         reduced: whether to do (a).
+        refine: of the refinement in (a); None where the pipeline does none.
+        estimate_anew: in (a), estimate again from the degraded images what the inputs' estimate
+            says of the images themselves.
+        trust_psf: keep the given PSF also where the images tell another one.
+        device: of training and inference: auto, cpu, cuda, cuda:N or mps.
         threads: at most; None for all this process may use. Changes no number.
         overwrite: replace an existing folder of maps.
         progress: called with (done, total) of the stage at work.
@@ -58,6 +71,11 @@ def validate(
     if result is None and not reduced:
         raise OptionError(
             "--no-reduced without a result leaves nothing to do", "give --result CUBE as well"
+        )
+    if not reduced and (refine is not None or estimate_anew):
+        option = "--refine" if refine is not None else "--estimate-anew"
+        raise OptionError(
+            f"{option} does not apply with --no-reduced", "it belongs to the part one scale down"
         )
     config = config or TrainConfig()
     if config.uncertainty:
@@ -77,23 +95,30 @@ def validate(
             folder = stage.path()
             folder.mkdir()
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spectralift-")))
-        pair = stack.enter_context(open_pair(inputs))
+        said = stack.enter_context(open_pair(inputs))
+        pair = with_matching_psf(said, trusted=trust_psf)
         identities = dict(pair.identities)
         sections: list[Section] = []
+        options: dict[str, Any] = {"trust_psf": True} if trust_psf else {}
         if reduced:
-            from spectralift_cli.core.validation.reduced import validate_reduced
+            from spectralift_cli.core.stages import Execution  # here: they import torch
+            from spectralift_cli.core.validation.rehearsal import Pipeline, rehearse
 
-            section, _ = validate_reduced(pair, config, work, threads=threads, progress=progress)
+            if refine is not None:
+                refine = dataclasses.replace(refine, trust_psf=trust_psf or refine.trust_psf)
+            pipeline = Pipeline(config, refine, estimate_anew)
+            execution = Execution(device, threads, progress)
+            section, _ = rehearse(pair, said, pipeline, work, execution=execution)
             sections.append(section)
+            options |= pipeline.to_json()
         if result is not None:
             with open_cube(result) as reader:
                 identities["result"] = identity(*reader.files)
+                if reduced:
+                    warn_of_differences(reader.meta.provenance, pipeline, pair.estimate is not None)
                 sections += agreement(reader, pair, work, folder, progress)
-        options = config.used_json() if reduced else {}
         found = Validation(tuple(sections), pair.psf, provenance("validate", options, identities))
         if stage is not None and folder is not None:
-            document = {"schema": SCHEMA, **found.to_json()}
-            text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-            (folder / DOCUMENT).write_text(text, encoding="utf-8")
+            (folder / DOCUMENT).write_text(document_text(found), encoding="utf-8")
             stage.commit()
         return found
