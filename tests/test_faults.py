@@ -187,10 +187,10 @@ def test_disk_full(
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root can mount a small disk, and not everywhere")
     try:
-        for suffix in (".npy", ".zarr"):
+        for suffix, more in ((".npy", ()), (".zarr", ()), (".npy", ("--workers", 2))):
             output = tmp_path / f"out{suffix}"
             subprocess.run(["mount", "-o", "remount,size=4m", str(tmp_path)], check=True)
-            assert server.run(*words(folder, output, "--resume")) == 3
+            assert server.run(*words(folder, output, "--resume", *more)) == 3
             assert "No space left" in server.said
             assert "Traceback" not in server.said
             assert not output.exists()
@@ -228,7 +228,7 @@ def test_killed_worker_is_replaced(
     folder: Path, server: Server, expected: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.npy"
-    process = server.start(*words(folder, output, "--workers", 2))
+    process = server.start(*words(folder, output, "--workers", 3))
     wait_for(lambda: receipts(output) > 2)
     workers = {child for child in children(process) if is_worker(child)}
     assert len(workers) == 2
@@ -243,7 +243,7 @@ def test_workers_end_with_their_killed_parent(
     folder: Path, server: Server, expected: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.zarr"
-    process = server.start(*words(folder, output, "--workers", 2))
+    process = server.start(*words(folder, output, "--workers", 3))
     wait_for(lambda: receipts(output) > 2)
     workers = {child for child in children(process) if is_worker(child)}
     server.kill(signal.SIGKILL)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from spectralift_cli.core import inference
+from spectralift_cli.core import footprint, inference
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import InferConfig
-from spectralift_cli.core.cube import Cube, CubeMeta
+from spectralift_cli.core.cube import Cube, CubeMeta, CubeReader
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import (
     DataError,
@@ -77,7 +77,7 @@ def test_bytes_do_not_depend_on_blocks_or_threads(
     msi[40, 11:60, 1] = np.nan
     seen = set()
     for block_bytes, threads in ((1, 1), (97 * 12 * 9, 2), (40_000, 3), (16 * 2**20, 2)):
-        monkeypatch.setattr(inference, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(footprint, "BLOCK_BYTES", block_bytes)
         for name in ("msi.npy", "msi.npy.json"):
             (tmp_path / name).unlink(missing_ok=True)
         _, result = run(tmp_path, checkpoint, Cube.of(msi), threads=threads)
@@ -217,6 +217,19 @@ def test_bands_left_out_of_training_are_nodata(tmp_path: Path) -> None:
     assert run(tmp_path, whole, msi)[0].meta.nodata is None  # no holes can be
 
 
+class Huge(CubeReader):
+    """An image that nobody could read."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("huge"), CubeMeta((10**6, 10**6, 3), np.dtype("u1")))
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        raise AssertionError
+
+    def close(self) -> None:
+        pass
+
+
 def test_errors_name_both_sides(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(5, 3)
     msi = Cube.of(random_msi(4, 4, 4))
@@ -230,9 +243,7 @@ def test_errors_name_both_sides(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="batch of 0"):
         run(tmp_path, checkpoint, good, batch_size=0)
     with pytest.raises(DataError, match=r"batches of 1,000,000,000,000 pixels take .* MB are free"):
-        inference.plan_inference(
-            checkpoint, CubeMeta((10**6, 10**6, 3), np.dtype("u1")), batch_size=10**15
-        )
+        inference.plan_inference(checkpoint, Huge(), batch_size=10**15)
     with pytest.raises(DataError, match="not finite"):
         run(tmp_path, checkpoint, Cube.of(np.full((4, 4, 3), 3e38, np.float32)))
     with pytest.warns(SpectraliftWarning, match="which is 1 counts of int16"):

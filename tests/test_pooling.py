@@ -130,7 +130,11 @@ def test_drawn_pixels_do_not_depend_on_how_a_file_is_read(tmp_path: Path) -> Non
     for height in (61, 7, 1):
         with cube(tmp_path, f"{height}.npy", values) as reader:
             reader.block_rows = height
-            found.append(load_pool([Source(reader, even_srf())], max_pixels=300, seed=9))
+            source, told = Source(reader, even_srf()), []
+            found.append(
+                load_pool([source], max_pixels=300, seed=9, progress=lambda *now: told.append(now))  # noqa: B023
+            )
+            assert told[-1] == (122, 122)
     for pool in found[1:]:
         assert pool.lr_hsi.tobytes() == found[0].lr_hsi.tobytes()
         assert pool.scaling == found[0].scaling
@@ -167,6 +171,14 @@ def test_images_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         ):
             check_pool(load_pool(together), together)
         check_pool(load_pool([first, Source(near, even_srf())]), [first, Source(near, even_srf())])
+        scaled = [
+            Source(a, even_srf(), scaled=True, scaled_from=(0, 4000)),
+            Source(near, even_srf(), scaled=True, scaled_from=(0, 4100)),
+        ]
+        with pytest.warns(
+            SpectraliftWarning, match=r"near.npy: was scaled from 0\.\.4100 .*0\.\.4000"
+        ):
+            load_pool(scaled)
         with pytest.raises(DataError, match="training on 1,000,000,000,000 LR pixels") as refused:
             oversized = type("Huge", (), {"meta": a.meta.replace(shape=(10**6, 10**6, 12)), "path": a.path})  # fmt: skip
             load_pool([replace(first, lr_hsi=oversized())])  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def test_stdout_is_the_cube_and_stderr_says_what_was_decided(
         step = out.meta.provenance["steps"][-1]
     assert step["command"] == "refine"
     assert set(step["inputs"]) == {"cube", "lr_hsi", "hr_msi", "srf", "psf"}
-    assert step["options"]["strength"] == 16
+    assert step["options"]["strength"] == 32
 
 
 def test_loose_files_give_what_the_scene_gives(made: Path, tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from spectralift_cli.core import runinputs
+from spectralift_cli.core.configtext import read_config
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import write_cube
+from spectralift_cli.core.pipeline import execute
+from spectralift_cli.core.runconfig import resolve_config
 from spectralift_cli.core.runreceipt import Receipt
 from spectralift_cli.core.samples import synthetic
 from tests.test_faults import Server, wait_for
@@ -235,13 +238,28 @@ def test_loose_files_and_a_scene_of_others(here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["scene/gt.h5", "model.safetensors", "metrics.json"])
-def test_a_bit_flipped_in_a_finished_run(name: str, here: Path) -> None:
+def test_a_bit_flipped_in_a_finished_run(
+    name: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 1.0)  # all stages take 0 s
     done("n.yaml", "-o", "out")
     expected = bytes_of("out")
     flip(Path("out", name))
     told = done("n.yaml", "-o", "out", "--resume").stderr
     assert f"(not as it was written: {name.split('/')[0]})" in told
     assert len(kept(told)) == 4
+    assert bytes_of("out") == expected
+
+
+def test_damage_is_mended_when_the_new_receipt_equals_the_old_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # every stage takes the same time
+    run_config = resolve_config(read_config(Path("n.yaml")), (), "n.yaml")
+    execute(run_config, Path("out"))
+    expected = bytes_of("out")
+    flip(Path("out/model.safetensors"))
+    execute(run_config, Path("out"), resume=True)
     assert bytes_of("out") == expected
 
 

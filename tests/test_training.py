@@ -231,7 +231,11 @@ def test_resume_refuses_other_trainings_and_damage(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data is"):
         fit(x, y + 1, config, state_path=state, resume=True)
     fit(x, y, replace(config, epochs=4), state_path=state)  # without resume it starts afresh
-    state.write_bytes(state.read_bytes()[:-1])
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match="its numbers are not those that were written"):
+        fit(x, y, replace(config, epochs=4), state_path=state, resume=True)
+    state.write_bytes(whole[:-1])
     with pytest.raises(DataError, match="damaged"):
         fit(x, y, replace(config, epochs=4), state_path=state, resume=True)
 

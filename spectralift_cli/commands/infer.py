@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command, table
 from spectralift_cli.core.config import InferConfig
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.inference import InferResult
 
 _REFINING = "Refining"
 
@@ -88,13 +92,24 @@ def infer(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write the expected RMSE of every pixel, its 68 % and 95 % quantiles and a flag "
-            "for spectra unlike the training's; needs train --uncertainty.",
+            help="Also write the expected RMSE of every pixel, its 68 % and 95 % quantiles, which hold "
+            "on average over scenes and not in each, and a flag for spectra unlike the training's; "
+            "needs train --uncertainty.",
         ),
     ] = None,
     var: options.Var = None,
     axis_order: options.AxisOrder = None,
-    memory: options.Memory = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=options.RUN,
+            show_default="what speed asks for, whatever the size of the image",
+            help="Most memory that a process may hold, Python and PyTorch included, like 600MB or 2GB; "
+            "less is slower, with the same bytes. What cannot be kept (--device cpu, without --refine "
+            "and --uncertainty) is refused.",
+        ),
+    ] = None,
     co: options.CreationOptions = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -121,39 +136,72 @@ def infer(
             f"--{'refine' if refine else 'uncertainty'} does not apply to a job that is shared or "
             "resumed"
         )
-    if refine and uncertainty:
-        raise typer.BadParameter(
-            "--uncertainty tells the error of what infer makes, not of what --refine makes of it"
-        )
 
-    from spectralift_cli.core import refining, stages
+    if shared and not dry_run:
+        from spectralift_cli.core.jobs.plan import Shard
+        from spectralift_cli.core.jobs.sharing import Sharing, infer_shared
+
+        sharing = Sharing(workers, share and Shard(*share), scheduler, scheduler_file, resume)
+        # who helps is started now and imports PyTorch while this process does
+        with (
+            sharing.executor() as executor,
+            console.progress(f"infer {image.name}") as progress,
+        ):
+            from spectralift_cli.core.jobs.blocks import InferTask
+            from spectralift_cli.core.stages import Reading, Storage
+
+            state = infer_shared(
+                InferTask(
+                    model, image, output, config, Storage(dtype, scale, offset, nodata, creation),
+                    inference_batch_size, Reading(var, axis_order, None, memory_bytes), overwrite,
+                    device, threads, estimate, memory_bytes,
+                ),
+                sharing, executor=executor, progress=progress,
+            )  # fmt: skip
+        if state.result is None:
+            console.say(
+                f"{state.blocks_done} of {state.blocks} blocks are done; "
+                f"{output} appears with the last"
+            )
+            blocks = {"blocks_done": state.blocks_done, "blocks": state.blocks}
+            return Result(outputs=[state.folder], data={"unfinished": blocks})
+        return _made(console, state.result)
+
+    from spectralift_cli.core import stages
     from spectralift_cli.core.placement import placement_json
 
     reading = stages.Reading(var, axis_order, None, memory_bytes)
     stored = stages.Storage(dtype, scale, offset, nodata, creation)
     if dry_run:
-        plan = stages.plan_infer(
-            model, image, stored=stored, batch_size=inference_batch_size, reading=reading,
-            execution=stages.Execution(device, threads), drop_bad_bands=config.drop_bad_bands,
+        forecast = stages.plan_infer(
+            model, image, output, config, stored=stored, batch_size=inference_batch_size,
+            reading=reading,
+            execution=stages.Execution(device, threads, memory_bytes=memory_bytes),
             estimate=estimate,
         )  # fmt: skip
+        plan = forecast.plan
         shape = "x".join(map(str, plan.meta.shape))
+        rate = f"{forecast.pixels_per_s / 1e6:,.2f} million pixels/s"
         rows = [
             (str(output), f"{shape} {plan.meta.dtype.name}, {plan.meta.nbytes / 1e6:,.1f} MB"),
             ("device", plan.device),
-            ("at a time", f"{plan.batch_size:,} pixels on {plan.workers} threads"),
-            ("memory", f"{plan.memory_bytes / 1e6:,.0f} MB besides PyTorch itself"),
+            ("at a time", f"{plan.batch_size:,} pixels on {plan.cut.workers} threads"),
+            ("memory", f"{plan.needed_bytes / 1e6:,.0f} MB besides PyTorch itself"),
+            ("time", f"{forecast.seconds:,.1f} s at the {rate} of a trial just now, or the disk's"),
         ]
         if plan.placement is not None:
             rows.append(("placement", str(plan.placement)))
         data = {
             "shape": list(plan.meta.shape), "dtype": plan.meta.dtype.name,
             "size_bytes": plan.meta.nbytes, "batch_size": plan.batch_size,
-            "workers": plan.workers, "memory_bytes": plan.memory_bytes, "device": plan.device,
+            "workers": plan.cut.workers, "memory_bytes": plan.needed_bytes, "device": plan.device,
+            "trial_pixels_per_s": forecast.pixels_per_s, "trial_seconds": forecast.seconds,
             "placement": placement_json(plan.placement),
         }  # fmt: skip
         return Result(data={"plan": data}, table=table(rows))
     if refine:
+        from spectralift_cli.core import refining
+
         with console.progress(f"infer and refine {image.name}") as progress:
             both = refining.infer_refined(
                 model, image, output, config,
@@ -162,40 +210,28 @@ def infer(
                     reading=reading,
                 ),
                 stored=stored, batch_size=inference_batch_size, reading=reading,
-                execution=stages.Execution(device, threads, progress), overwrite=overwrite,
+                execution=stages.Execution(device, threads, progress),
+                uncertainty_file=uncertainty, overwrite=overwrite,
             )  # fmt: skip
         console.say(str(both.refined.verdict))
-        return Result(outputs=both.refined.files, data=both.refined.to_json())
+        told, files = _uncertainty(console, both.inferred)
+        return Result(
+            outputs=both.refined.files, side_files=files, data=both.refined.to_json() | told
+        )
     with console.progress(f"infer {image.name}") as progress:
-        if shared:
-            from spectralift_cli.core.jobs.blocks import InferTask
-            from spectralift_cli.core.jobs.plan import Shard
-            from spectralift_cli.core.jobs.sharing import Sharing, infer_shared
+        result = stages.infer(
+            model, image, output, config, stored=stored, batch_size=inference_batch_size,
+            reading=reading,
+            execution=stages.Execution(device, threads, progress, memory_bytes),
+            overwrite=overwrite, estimate=estimate, uncertainty_file=uncertainty,
+        )  # fmt: skip
+    return _made(console, result)
 
-            state = infer_shared(
-                InferTask(
-                    model, image, output, config, stored, inference_batch_size, reading, overwrite,
-                    device, threads, estimate,
-                ),
-                Sharing(
-                    workers, share and Shard(*share), scheduler, scheduler_file, resume
-                ),
-                progress=progress,
-            )  # fmt: skip
-            if state.result is None:
-                console.say(
-                    f"{state.blocks_done} of {state.blocks} blocks are done; "
-                    f"{output} appears with the last"
-                )
-                data = {"blocks_done": state.blocks_done, "blocks": state.blocks}
-                return Result(outputs=[state.folder], data={"unfinished": data})
-            result = state.result
-        else:
-            result = stages.infer(
-                model, image, output, config, stored=stored, batch_size=inference_batch_size,
-                reading=reading, execution=stages.Execution(device, threads, progress),
-                overwrite=overwrite, estimate=estimate, uncertainty_file=uncertainty,
-            )  # fmt: skip
+
+def _made(console: Console, result: InferResult) -> Result:
+    """Say what was made, and return it."""
+    from spectralift_cli.core.placement import placement_json
+
     counts = ("pixels", "holes", "clipped", "saturated", "moved")
     place = placement_json(result.placement)
     if result.placement is not None and place is not None:
@@ -204,18 +240,18 @@ def infer(
         if covered != result.pixels:
             console.say(f"the LR-HSI covers {covered:,} of {result.pixels:,} pixels")
     data = {"counts": {name: getattr(result, name) for name in counts}, "placement": place}
-    if result.uncertainty is not None:
-        expected = result.uncertainty
-        data["uncertainty"] = {
-            "flagged": expected.flagged, "pixels": expected.pixels,
-            "mean_expected_rmse": expected.mean_expected,
-        }  # fmt: skip
-        console.say(
-            f"expected RMSE {expected.mean_expected:.4g} data units on average; {expected.flagged:,} "
-            f"of {expected.pixels:,} pixels are unlike what was seen in training"
-        )
-    return Result(
-        outputs=result.files,
-        side_files=[] if result.uncertainty is None else result.uncertainty.files,
-        data=data,
-    )
+    told, side_files = _uncertainty(console, result)
+    return Result(outputs=result.files, side_files=side_files, data=data | told)
+
+
+def _uncertainty(console: Console, result: InferResult) -> tuple[dict[str, object], Sequence[Path]]:
+    """Say what was written of the uncertainty; return it for --json, and its files."""
+    expected = result.uncertainty
+    if expected is None:
+        return {}, ()
+    console.say(str(expected))
+    told = {
+        "flagged": expected.flagged, "pixels": expected.pixels,
+        "mean_expected_rmse": expected.mean_expected,
+    }  # fmt: skip
+    return {"uncertainty": told}, expected.files

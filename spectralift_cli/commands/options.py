@@ -177,7 +177,8 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=1, max=1024, rich_help_panel=RUN, show_default="this process alone",
-        help="Local processes that share the work (.npy, ENVI, .zarr); changes no byte.",
+        help="Processes on this machine, this one among them, that share the work (.npy, ENVI, "
+        ".zarr); changes no byte.",
     ),
 ]  # fmt: skip
 ShardText = Annotated[

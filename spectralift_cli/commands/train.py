@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ def train(
     config: TrainConfig,
     scene: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="SCENE...", help="Scene to train on; several for one model."),
+        typer.Argument(metavar="SCENE", help="Scene to train on; several for one model."),
     ] = None,
     scene_option: options.SceneOption = None,
     lr_hsi: options.LrHsi = None,
@@ -166,6 +167,8 @@ def _follow(
     from spectralift_cli.core import stages
     from spectralift_cli.core.errors import SpectraliftWarning
 
+    # a process that waits for another inside PyTorch runs no handler of ours, and has nothing to undo
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if config.published is not None and not dry_run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SpectraliftWarning)  # the first process says them

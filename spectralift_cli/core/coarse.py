@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from spectralift_cli.core.cube import BoolArray
 
@@ -76,6 +75,8 @@ def filled(grid: FloatPixels, valid: BoolArray) -> FloatPixels:
     """
     if valid.all():
         return grid
+    from scipy.ndimage import distance_transform_edt  # which inference does without
+
     nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
     rows, cols = np.asarray(nearest)
     near: FloatPixels = grid[rows, cols]

@@ -56,7 +56,7 @@ PROTOCOLS = ("physical", "published")
 PRESETS = ("auto", "paper")
 EFFORTS = ("fast", "default", "best")
 # what preset auto may be told to use; the table of all models is `core.models.MODELS`
-AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "ensemble", "paper")
+AUTO_MODELS = ("linear", "residual-mlp", "kernel", "prior-mlp", "physics", "ensemble", "paper")
 # those of them whose fit has no effort to choose
 EFFORTLESS_MODELS = ("linear", "kernel", "paper")
 SCHEDULES = ("one_cycle", "cosine_restart", "flat")
@@ -228,7 +228,7 @@ class TrainConfig:
         if model in EFFORTLESS_MODELS and "effort" in given:
             raise OptionError(
                 f"--effort does not apply to the model {model}",
-                "it belongs to residual-mlp, prior-mlp and ensemble, or leave --model out",
+                "it belongs to residual-mlp, prior-mlp, physics and ensemble, or leave --model out",
             )
         schedule = given.get("lr_schedule", TrainConfig.lr_schedule)
         rates = {name for names in SCHEDULE_OPTIONS.values() for name in names}
@@ -268,7 +268,7 @@ class RefineConfig:
     """What determines how far a cube is made to agree with both images."""
 
     strength: float = _option(
-        16.0, "variance of single pixels' errors over that of LR pixels'", low=1e-3, high=1e6
+        32.0, "variance of single pixels' errors over that of LR pixels'", low=1e-3, high=1e6
     )
     components: int | None = _option(
         None, "of the LR-HSI's signal (default: those beyond its noise, up to 20)", low=1, high=200

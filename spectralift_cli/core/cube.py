@@ -275,11 +275,13 @@ class CubeReader(ABC):
         block_rows: the number of rows that is natural to read at once.
         row_unit: rows that are decoded together; 1 where a row costs no more than its own bytes, so
             that rows may be skipped, all of them where it is not known.
+        held_bytes: of values that it keeps between two reads.
     """
 
     format_name: str = ""
     streams: bool = True
     swath: bool = False
+    held_bytes: int = 0
 
     def __init__(self, path: Path, meta: CubeMeta, layout: Mapping[str, Any] | None = None) -> None:
         self.path = path
@@ -288,6 +290,11 @@ class CubeReader(ABC):
         self.choices: dict[str, Any] = {}
         self.block_rows = max(1, min(meta.rows, BLOCK_BYTES // max(1, meta.row_bytes)))
         self.row_unit = meta.rows
+
+    @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of a row as it is read, with what is not taken of it."""
+        return self.meta.row_bytes
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -418,8 +425,24 @@ class CubeWriter(ABC):
         """Take a slice of rows for written: another process has done it in the same folder."""
         self._seen[rows] = True
 
-    def sync(self) -> None:  # noqa: B027  # a format that closes its files has nothing to do
-        """Bring what was written to where other hosts, too, can read it."""
+    def sync(self) -> None:
+        """Bring what was written to the disk, where other hosts, too, can read it.
+
+        One thread may call it while another writes.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        try:
+            self._sync()
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be written ({error.strerror or error})",
+                "free some room or choose another folder",
+            ) from error
+
+    def _sync(self) -> None:  # noqa: B027  # a format that closes its files has nothing to do
+        """See `sync`."""
 
     def _write_in_order(self, start: int, block: AnyArray) -> None:
         due = self._flushed + sum(len(b) for b in self._held)
@@ -521,11 +544,17 @@ class SelectedReader(CubeReader):
         self.swath = source.swath
         self.block_rows = source.block_rows
         self.row_unit = source.row_unit
+        self.held_bytes = source.held_bytes
         self.choices = source.choices
         self._source = source
         self._row = row
         self._cols = slice(col, col + width)
         self._bands = None if bands is None else np.asarray(bands, dtype=np.intp)
+
+    @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of a row of the source and of the selection."""
+        return self._source.stored_row_bytes + self.meta.row_bytes
 
     @property
     def files(self) -> tuple[Path, ...]:

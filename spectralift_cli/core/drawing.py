@@ -15,7 +15,7 @@ Indices = NDArray[np.int64]
 _Keys = NDArray[np.uint64]
 
 _SPARE_SHARE = 4  # of the capacity, one part in so many is taken as room for candidates
-_LEAST_SPARE = 4096
+_LEAST_SPARE = 64
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 2**64
 

@@ -34,6 +34,8 @@ from spectralift_cli.core.models.base import SpectralModel
 from spectralift_cli.core.output_range import OutputRange
 from spectralift_cli.core.placement import Placement
 
+_SYNC_BYTES = 64 * 2**20
+
 
 def stream_rows(
     reader: CubeReader,
@@ -59,7 +61,7 @@ def stream_rows(
     cols, chunk, total = reader.meta.cols, compute.chunk, reader.meta.rows * reader.meta.cols
     first, last = rows.start * cols, rows.stop * cols
     at, end = first // chunk * chunk, min(total, -(-last // chunk) * chunk)
-    buffers = [compute.empty(group + step * cols) for _ in range(2)]  # one may still be written
+    buffers = compute.buffers(group + step * cols)
     filled, row = 0, rows.start
     for pixels in _read_ahead(_whole_chunks(reader, at, end, read_rows, chunk)):
         for part in row_blocks(len(pixels), group):
@@ -121,18 +123,18 @@ class WriteBehind:
     """One thread that writes while others compute; at most one write is under way.
 
     Args:
-        write: called as write(rows, values), in order.
+        write: called in order with what `write` is given: rows, values and more.
     """
 
-    def __init__(self, write: Callable[[slice, AnyArray], None]) -> None:
+    def __init__(self, write: Callable[..., None]) -> None:
         self._write = write
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
-    def write(self, rows: slice, values: AnyArray) -> None:
+    def write(self, rows: slice, values: AnyArray, *more: Any) -> None:
         """Wait for the last write and begin this one; raise what the last one raised."""
         self.wait()
-        self._pending = self._pool.submit(self._write, rows, values)
+        self._pending = self._pool.submit(self._write, rows, values, *more)
 
     def wait(self) -> None:
         """Wait until all is written; raise what the last write raised."""
@@ -154,6 +156,45 @@ class WriteBehind:
                 self.wait()
         finally:
             self._pool.shutdown()
+
+
+class SyncBehind:
+    """A thread that brings to the disk what was written, from time to time, while more is computed.
+
+    The system would leave it to the end, where nothing else is left to do meanwhile.
+
+    Args:
+        sync: brings everything to the disk that was written before; see `CubeWriter.sync`.
+    """
+
+    def __init__(self, sync: Callable[[], None]) -> None:
+        self._sync = sync
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._written = 0
+
+    def wrote(self, size: int) -> None:
+        """Tell that so many bytes were written; raise what the last `sync` raised."""
+        self._written += size
+        if self._written < _SYNC_BYTES or (self._pending is not None and not self._pending.done()):
+            return
+        if self._pending is not None:
+            self._pending.result()
+        self._written = 0
+        self._pending = self._pool.submit(self._sync)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+        if kind is None and self._pending is not None:
+            self._pending.result()
 
 
 class Engine:
@@ -274,6 +315,15 @@ class Counts:
         )
 
 
+def _with_holes(units: NDArray[np.float32]) -> BoolArray:
+    """Tell which pixels (n, M) lack a value in some band."""
+    finite = np.isfinite(units)
+    whole = finite[:, 0].copy()
+    for band in range(1, finite.shape[1]):  # of few bands: several times as fast as all(axis=1)
+        whole &= finite[:, band]
+    return ~whole
+
+
 class Compute:
     """Stored MSI pixels (n, M) to stored HSI pixels (n, B)."""
 
@@ -288,6 +338,7 @@ class Compute:
     ) -> None:
         self.counts = Counts()
         self.chunk = engine.chunk
+        self._buffers: list[AnyArray] = []
         self._lock = threading.Lock()
         self._out = out
         self._scaling = checkpoint.scaling
@@ -295,6 +346,7 @@ class Compute:
         self._used = checkpoint.used_bands
         if out.bands != self._used.size:  # the others are dropped
             self._used = self._used[self._used]
+        self._all_used = bool(self._used.all())
         self._msi = msi
         self._fill = np.nan if out.nodata is None else out.nodata
         self._target = target.on(engine.device)
@@ -307,9 +359,15 @@ class Compute:
         trained = engine.trained_range
         self._range = None if trained is None else trained.cpu().numpy()
 
-    def empty(self, pixels: int) -> AnyArray:
-        """Return room for stored HSI pixels (n, B)."""
-        return np.empty((pixels, self._out.bands), self._out.dtype)
+    def buffers(self, pixels: int) -> list[AnyArray]:
+        """Return room for stored HSI pixels (n, B) twice: to be filled, and maybe still in use.
+
+        The same for every call of the same size; who yields the first exchanges them.
+        """
+        shape = (pixels, self._out.bands)
+        if not self._buffers or self._buffers[0].shape != shape:
+            self._buffers = [np.empty(shape, self._out.dtype) for _ in range(2)]
+        return self._buffers
 
     def __call__(
         self, pixels: AnyArray, out: AnyArray, at: int, first: int = 0, last: int | None = None
@@ -342,13 +400,14 @@ class Compute:
         self, worker: int, stored: AnyArray, out: AnyArray, at: int, counted: tuple[int, int]
     ) -> None:
         units = to_units(stored[None], self._msi)[0]  # (n, M)
-        holes: BoolArray = ~np.isfinite(units).all(axis=1)
+        holes = _with_holes(units)
         valid = ~holes
         # pixels of a neighbouring part are computed with their chunk and counted there
         valid[: max(0, counted[0] - at)] = False
         valid[max(0, counted[1] - at) :] = False
         whole = bool(valid.all())
-        if holes.any():
+        has_holes = bool(holes.any())
+        if has_holes:
             units[holes] = 0
         if self._radiometry is not None:
             units = self._radiometry.apply(units)
@@ -360,17 +419,21 @@ class Compute:
         position = self._position(at, len(stored))
         spectra = self._engine.network(worker, scaled, position)  # (chunk, used)
         mask = None if whole else torch.from_numpy(valid).to(spectra.device)
-        clipped, saturated = self._target.apply(spectra[: len(stored)], mask)
+        became = self._target.apply(spectra[: len(stored)], mask)
         values = self._engine.fetch(worker, spectra[: len(stored)])
-        if self._used.all():
+        if self._all_used:
             out[...] = values
         else:
             out[:, self._used] = values
             out[:, ~self._used] = self._fill
-        moved = self._target.keep_off_nodata(out, self._used, holes, valid)
-        if holes.any():
+        moved = 0
+        if became.on_nodata:
+            moved = self._target.keep_off_nodata(out, self._used, holes, valid)
+        if has_holes:
             out[holes] = self._fill
         inside = slice(max(0, counted[0] - at), max(0, counted[1] - at))
-        found = Counts(int(holes[inside].sum()), clipped, saturated, moved, beyond)
+        found = Counts(
+            int(holes[inside].sum()) if has_holes else 0, became.clipped, became.saturated, moved, beyond
+        )  # fmt: skip
         with self._lock:
             self.counts += found

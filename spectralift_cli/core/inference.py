@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,16 +23,24 @@ from numpy.typing import NDArray
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import InferConfig, to_json
 from spectralift_cli.core.cube import (
-    BLOCK_BYTES,
     AnyArray,
     CubeMeta,
     CubeReader,
+    CubeWriter,
     Progress,
     no_progress,
 )
 from spectralift_cli.core.devices import check_threads
-from spectralift_cli.core.engine import Compute, Counts, Engine, WriteBehind, stream_rows
+from spectralift_cli.core.engine import (
+    Compute,
+    Counts,
+    Engine,
+    SyncBehind,
+    WriteBehind,
+    stream_rows,
+)
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.footprint import Cut, Footprint
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import identity, provenance
 from spectralift_cli.core.levels import check_levels, sample_levels
@@ -45,6 +56,7 @@ if TYPE_CHECKING:
 
 CPU_CHUNK = 4096
 GPU_CHUNK = 65_536
+_TRIAL_GROUPS = 2
 _GPU_WORKERS = 4  # some copy and store while another computes
 
 
@@ -55,20 +67,36 @@ class InferPlan:
     Args:
         meta: of the output.
         batch_size: pixels of a chunk.
-        workers: threads at work.
-        block_rows: rows read at a time.
-        memory_bytes: about the most it holds, besides PyTorch itself.
+        cut: threads at work, pixels between two writes, rows read at a time.
+        needed_bytes: about the most it holds, besides PyTorch itself.
         device: where it computes.
+        footprint: what it holds.
+        memory_bytes: the most that the process may hold, or None.
         placement: of the model's LR-HSI on the image, where it is known.
     """
 
     meta: CubeMeta
     batch_size: int
-    workers: int
-    block_rows: int
-    memory_bytes: int
+    cut: Cut
+    needed_bytes: int
     device: str
+    footprint: Footprint
+    memory_bytes: int | None
     placement: Placement | None = None
+
+    def written_by(self, writer: CubeWriter) -> InferPlan:
+        """Return the plan with what a writer really holds.
+
+        Raises:
+            DataError: it is too much for the promised memory.
+        """
+        if self.memory_bytes is None:
+            return self
+        footprint = self.footprint.written_by(writer)
+        cut = footprint.within(self.memory_bytes)
+        return dataclasses.replace(
+            self, footprint=footprint, cut=cut, needed_bytes=footprint.needed(cut)
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +177,7 @@ def predict(
 
 def plan_inference(
     checkpoint: Checkpoint,
-    msi: CubeMeta,
+    reader: CubeReader,
     *,
     dtype: np.dtype[Any] | str | None = None,
     scale: float | None = None,
@@ -159,15 +187,19 @@ def plan_inference(
     device: torch.device | None = None,
     threads: int | None = None,
     drop_bad_bands: bool = False,
-    source: object = "the MSI",
+    memory_bytes: int | None = None,
+    output: Path | None = None,
 ) -> InferPlan:
     """Return what `infer` will write and what it needs; the arguments are those of `infer`.
+
+    Without `output` the plan leaves out what the writer holds; see `InferPlan.written_by`.
 
     Raises:
         DataError: the MSI has other bands than the model takes, or cannot be placed on the LR-HSI
             that the model holds; the stored type cannot be written; or the batch does not fit into
             memory.
     """
+    msi, source = reader.meta, reader.path
     check_bands(msi, checkpoint.srf, checkpoint.hsi.wavelengths_nm, source, "the model")
     placement = place_model(checkpoint, msi, source)
     meta = output_meta(
@@ -177,22 +209,21 @@ def plan_inference(
     device = device or torch.device("cpu")
     chunk = _chunk_size(batch_size, msi.rows * msi.cols, device)
     workers = _worker_count(threads, msi.rows * msi.cols, chunk, device)
-    block_rows = max(1, min(msi.rows, BLOCK_BYTES // msi.row_bytes))
-    block_rows = max(block_rows, min(msi.rows, -(-chunk // msi.cols)))
-    pixel_bytes = meta.bands * meta.dtype.itemsize
-    # units of a chunk, three layers of hidden units, the spectra and the test of their range
-    at_work = workers * chunk * (3 * _widest(checkpoint.empty_model()) + 3 * meta.bands) * 4
-    # what is computed while the last is written, and the rows read while others are computed
-    held = 2 * (_group(chunk, workers, pixel_bytes) + msi.cols) * pixel_bytes
-    needed = at_work + held + 4 * block_rows * msi.row_bytes
-    there = available_memory_bytes()
-    if device.type == "cpu" and needed > there:
-        raise DataError(
-            f"batches of {chunk:,} pixels take {needed / 1e6:,.0f} MB of memory, "
-            f"{there / 1e6:,.0f} MB are free",
-            f"use a smaller --inference-batch-size (default {CPU_CHUNK:,})",
-        )
-    return InferPlan(meta, chunk, workers, block_rows, needed, str(device), placement)
+    footprint = Footprint.of(checkpoint.empty_model(), reader, meta, chunk, workers, output)
+    if memory_bytes is not None:
+        cut = footprint.within(memory_bytes)
+    else:
+        cut, there = footprint.widest, available_memory_bytes()
+        if device.type == "cpu" and footprint.needed(cut) > there:
+            raise DataError(
+                f"batches of {chunk:,} pixels take {footprint.needed(cut) / 1e6:,.0f} MB of memory, "
+                f"{there / 1e6:,.0f} MB are free",
+                f"use a smaller --inference-batch-size (default {CPU_CHUNK:,}), or say with "
+                "--memory how much it may take",
+            )
+    return InferPlan(
+        meta, chunk, cut, footprint.needed(cut), str(device), footprint, memory_bytes, placement
+    )  # fmt: skip
 
 
 def infer(
@@ -208,6 +239,7 @@ def infer(
     batch_size: int | None = None,
     device: torch.device | None = None,
     threads: int | None = None,
+    memory_bytes: int | None = None,
     overwrite: bool = False,
     options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
@@ -235,6 +267,8 @@ def infer(
             result in the last digits of a float32 at most.
         device: where; None for the processor.
         threads: at most; None for all this process may use. Changes no byte.
+        memory_bytes: the most that this process may ever hold, on a processor; None for what speed
+            asks for, which does not depend on the image. Changes no byte.
         overwrite: replace an existing output.
         options: creation options of the format.
         progress: called as progress(rows done, rows).
@@ -246,18 +280,20 @@ def infer(
     """
     inference = prepare(
         checkpoint, hr_msi, config, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
-        batch_size=batch_size, device=device, threads=threads,
+        batch_size=batch_size, device=device, threads=threads, memory_bytes=memory_bytes,
     )  # fmt: skip
     rows = inference.meta.rows
-    with (
-        create_cube(output, inference.meta, options=options, overwrite=overwrite) as writer,
-        inference.computing() as compute,
-        WriteBehind(writer.write) as behind,
-    ):
-        for part, values in inference.stream(compute, slice(0, rows)):
-            behind.write(part, values)
-            progress(part.stop, rows)
-        behind.wait()
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(
+            create_cube(output, inference.meta, options=options, overwrite=overwrite)
+        )
+        inference = inference.written_by(writer)
+        compute = stack.enter_context(inference.computing())
+        with SyncBehind(writer.sync) as sync, WriteBehind(writer.write) as behind:
+            for part, values in inference.stream(compute, slice(0, rows)):
+                behind.write(part, values)
+                sync.wrote(values.nbytes)
+                progress(part.stop, rows)
         files = writer.commit()
     return inference.result(output, files, compute.counts)
 
@@ -284,6 +320,14 @@ class Inference:
     device: torch.device
     inputs: Mapping[str, Mapping[str, Any]]
 
+    def written_by(self, writer: CubeWriter) -> Inference:
+        """Return the same, cut so that the promised memory is enough for a writer, too.
+
+        Raises:
+            DataError: it cannot be.
+        """
+        return dataclasses.replace(self, plan=self.plan.written_by(writer))
+
     def close(self) -> None:
         """Close the MSI."""
         self.hr_msi.close()
@@ -294,23 +338,40 @@ class Inference:
         config, plan = self.config, self.plan
         target = OutputRange.of(self.checkpoint, self.meta, config.clip, config.clip_range)
         with Engine(
-            self.checkpoint.model(), plan.batch_size, config.precision, self.device, plan.workers
+            self.checkpoint.model(),
+            plan.batch_size,
+            config.precision,
+            self.device,
+            plan.cut.workers,
         ) as engine:
             yield Compute(
                 self.checkpoint, self.hr_msi.meta, self.meta, target, engine, plan.placement
             )
 
     def stream(
-        self, compute: Compute, rows: slice, step: int = 1
+        self, compute: Compute, rows: slice, step: int = 1, reader: CubeReader | None = None
     ) -> Iterator[tuple[slice, AnyArray]]:
-        """Yield (rows, stored values) of a part of the output; see `stream_rows`."""
-        group = _group(
-            self.plan.batch_size, self.plan.workers, self.meta.bands * self.meta.dtype.itemsize
-        )
-        read_rows = max(self.plan.block_rows, self.hr_msi.block_rows)
+        """Yield (rows, stored values) of a part of the output; see `stream_rows`.
+
+        The MSI is read through `reader` if one is given, whose rows are the same.
+        """
+        cut = self.plan.cut
         return stream_rows(
-            self.hr_msi, rows, compute, group=group, read_rows=read_rows, step=step
+            reader or self.hr_msi, rows, compute, group=cut.group, read_rows=cut.read_rows, step=step
         )  # fmt: skip
+
+    def trial(self) -> float:
+        """Return the pixels a second of a short trial on this machine: reading and computing."""
+        cols = self.meta.cols
+        rows = slice(0, min(self.meta.rows, -(-_TRIAL_GROUPS * self.plan.cut.group // cols)))
+        seconds = math.inf
+        with self.computing() as compute:
+            for _ in range(2):  # the first time libraries and caches are cold
+                started = time.perf_counter()
+                for _part in self.stream(compute, rows):
+                    pass
+                seconds = min(seconds, time.perf_counter() - started)
+        return rows.stop * cols / seconds
 
     def result(self, output: Path, files: tuple[Path, ...], counts: Counts) -> InferResult:
         """Return what was done, with a warning of values and pixels out of range."""
@@ -350,9 +411,11 @@ def prepare(
     batch_size: int | None = None,
     device: torch.device | None = None,
     threads: int | None = None,
+    memory_bytes: int | None = None,
+    output: Path | None = None,
     checks_levels: bool = True,
 ) -> Inference:
-    """Return an inference ready to compute; the arguments are those of `infer`.
+    """Return an inference ready to compute; the arguments are those of `plan_inference`.
 
     Without `checks_levels` the MSI's values are not compared with the LR-HSI's: another process has
     done it.
@@ -362,9 +425,9 @@ def prepare(
     """
     device = device or torch.device("cpu")
     plan = plan_inference(
-        checkpoint, hr_msi.meta, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
-        batch_size=batch_size, device=device, threads=threads, source=hr_msi.path,
-        drop_bad_bands=config.drop_bad_bands,
+        checkpoint, hr_msi, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
+        batch_size=batch_size, device=device, threads=threads,
+        drop_bad_bands=config.drop_bad_bands, memory_bytes=memory_bytes, output=output,
     )  # fmt: skip
     if checks_levels and checkpoint.levels is not None:
         check_levels(
@@ -403,14 +466,3 @@ def _worker_count(threads: int | None, pixels: int, chunk: int, device: torch.de
     """Return how many threads have something to do."""
     most = check_threads(threads) if device.type == "cpu" else _GPU_WORKERS
     return max(1, min(most, -(-pixels // chunk)))
-
-
-def _group(chunk: int, workers: int, pixel_bytes: int) -> int:
-    """Return the pixels that are computed before rows are written: whole chunks."""
-    fitting = BLOCK_BYTES // (chunk * pixel_bytes)
-    return chunk * max(fitting, 2 * workers)
-
-
-def _widest(model: SpectralModel) -> int:
-    # the prior's grid is no layer
-    return max(max(p.shape) for n, p in model.named_parameters() if not n.endswith("scores"))

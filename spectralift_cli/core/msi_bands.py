@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from spectralift_cli.core.cube import CubeMeta, CubeReader, FloatArray, SelectedReader
 from spectralift_cli.core.errors import DataError
@@ -63,7 +62,7 @@ def _order(msi: CubeMeta, srf: Srf, centroids_nm: FloatArray | None) -> NDArray[
     """Return (M,) which MSI band (0-based) is each of the response's; None if nothing tells."""
     if msi.wavelengths_nm is not None and centroids_nm is not None:
         apart = np.abs(centroids_nm[:, None] - msi.wavelengths_nm)  # (M, M)
-        _, nearest = linear_sum_assignment(apart)
+        nearest = _nearest_pairs(apart)
         rows = np.arange(msi.bands, dtype=np.intp)
         better = _NEARER_TIMES * apart[rows, nearest] + _NEARER_NM < apart.diagonal()
         return nearest if better.any() else rows
@@ -84,8 +83,17 @@ def _choice(msi: CubeMeta, srf: Srf, centroids_nm: FloatArray | None) -> str:
                 return ",".join(str(theirs.index(name) + 1) for name in ours)
         if msi.wavelengths_nm is not None and centroids_nm is not None:
             apart = np.abs(centroids_nm[:, None] - msi.wavelengths_nm)
-            return ",".join(str(i + 1) for i in linear_sum_assignment(apart)[1])
+            return ",".join(str(i + 1) for i in _nearest_pairs(apart))
     return "LIST"
+
+
+def _nearest_pairs(apart: FloatArray) -> NDArray[np.intp]:
+    """Return for each of our bands (rows) theirs (columns), so that the distances' sum is least."""
+    from scipy.optimize import linear_sum_assignment  # which takes a while
+
+    _, nearest = linear_sum_assignment(apart)
+    found: NDArray[np.intp] = nearest
+    return found
 
 
 def _names(names: tuple[str, ...]) -> list[str]:

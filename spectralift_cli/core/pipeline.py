@@ -35,7 +35,8 @@ class RunResult:
     Args:
         folder: the run's folder.
         files: in it, by role: `scene` (a folder), `model`, `history`, `cube` (and `cube_json`,
-            `cube_img`, ... where it is more than a file), `metrics`, `validation`, `config`, `log`.
+            `cube_img`, ... where it is more than a file), `uncertainty` (likewise), `metrics`,
+            `validation`, `config`, `log`.
         report: the contents of run.json.
         scores: one object for each convention, see `Scores.to_json`; empty where there is no ground
             truth.
@@ -68,8 +69,9 @@ def execute(
     """Run all stages into one folder.
 
     The folder holds the scene (where one is made), model.safetensors, the sharp cube, history.csv
-    (preset paper), metrics.json (where there is a ground truth), the folder validate (where there is
-    none), used_config.yaml, run.log and run.json. It is made aside and moved into place when all is done; see `RunJob`.
+    (preset paper), the uncertainty (where infer.uncertainty asks for it), metrics.json (where there
+    is a ground truth), the folder validate (where there is none), report.html, used_config.yaml,
+    run.log and run.json. It is made aside and moved into place when all is done; see `RunJob`.
 
     Args:
         config: what to do.

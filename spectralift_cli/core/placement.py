@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from spectralift_cli.core.cube import AnyArray, BoolArray, CubeMeta, FloatArray
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.operators.bandwise import per_band
 from spectralift_cli.core.operators.downsample import separable
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # how far grids may be turned or sheared against each other over the whole image, in HR pixels
 _MAX_TURN_PX = 0.25
@@ -80,6 +83,8 @@ class Placement:
             Rows sum to 1 where the sharp image holds all of the footprint, else to the share that
             it holds.
         """
+        from scipy import sparse  # a quarter of a second that inference does without
+
         count, size = self.lr_shape[axis], self.hr_shape[axis]
         starts = self.origin_px[axis] + self.scale[axis] * np.arange(count + 1)
         nearest = np.rint(starts)

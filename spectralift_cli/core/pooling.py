@@ -6,6 +6,7 @@ than `TrainConfig.max_pixels` are never held, see `Drawing`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, row_blocks
+from spectralift_cli.core.cube import (
+    BoolArray,
+    CubeReader,
+    FloatArray,
+    Progress,
+    no_progress,
+    row_blocks,
+)
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.drawing import Drawing
-from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.holdout import GUARD, Places
 from spectralift_cli.core.levels import SharpImage, check_alike, check_levels, levels_of
 from spectralift_cli.core.operators.scaling import Scaling
@@ -33,7 +41,8 @@ _BLOCK_PIXELS = 2**16
 _APART_NM = 1.0
 # a shift of 1 nm moves a twentieth of a response 20 nm wide from one of its sides to the other
 _OTHER_RESPONSE = 0.05
-_COPIES = 3  # of the values: read, chosen, fitted
+_OTHER_SCALING = 0.01  # of the range
+_COPIES = 6  # of the values: drawn, and held out, fitted and left over in preset auto's fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +53,7 @@ class Source:
         lr_hsi: the cube.
         srf: (M, B) weights over its bands.
         scaled: whether its values are in the range [0, 1] already.
+        scaled_from: the values of its source, in units, that became 0 and 1; None if not known.
         sharp: the HR-MSI's place and levels, or None.
         hr_msi: the HR-MSI, or None.
         psf_radius_lr_px: see `fit_auto`.
@@ -56,6 +66,7 @@ class Source:
     lr_hsi: CubeReader
     srf: Srf
     scaled: bool = False
+    scaled_from: tuple[float, float] | None = None
     sharp: SharpImage | None = None
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
@@ -109,7 +120,13 @@ class Pool:
         return levels_of(self.scaling.undo(self.lr_msi[chosen]))
 
 
-def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed: int = 0) -> Pool:
+def load_pool(
+    sources: Sequence[Source],
+    *,
+    max_pixels: int | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Pool:
     """Read LR-HSIs of the same sensors and make the pairs (LR-MSI, LR-HSI) of their pixels.
 
     LR-MSI = LR-HSI @ SRF.T over the used bands, with the first image's SRF.
@@ -118,6 +135,7 @@ def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed:
         sources: at least one.
         max_pixels: pixels at most that are taken, drawn evenly over all valid ones; None for all.
         seed: of the drawing.
+        progress: called as progress(rows read, rows to read), every image twice.
 
     Raises:
         DataError: the images have other bands, other responses or other units; too few pixels are
@@ -127,19 +145,23 @@ def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed:
     for other in sources:
         _check_bands(first, other)
         _check_scaled(first, other)
+        _warn_of_other_scalings(first, other)
     bands = first.lr_hsi.meta.bands
     bad = np.zeros(bands, bool)
     for source in sources:
         flagged = source.lr_hsi.meta.bad_bands
         bad |= np.zeros(bands, bool) if flagged is None else flagged
     _check_memory(sources, max_pixels, int((~bad).sum()))
-    finite = np.array([_finite_of_each_band(source.lr_hsi) for source in sources])  # (images, B)
+    read = _Reading(sources, progress)
+    finite = np.array(
+        [_finite_of_each_band(source.lr_hsi, read) for source in sources]
+    )  # (images, B)
     used = ~bad & (finite > 0).all(axis=0)
     if not used.any():
         raise DataError(_no_band(sources, bad, finite), "leave the image with the gap out")
     for other in sources[1:]:
         _check_response(first, other, used)
-    valid, (image, index, values) = _draw(sources, used, max_pixels, seed)
+    valid, (image, index, values) = _draw(sources, used, max_pixels, seed, read)
     if len(values) < 2:
         raise DataError(
             f"{valid} LR pixels of {_named(sources)} have values in all {int(used.sum())} used "
@@ -191,6 +213,19 @@ def check_pool(pool: Pool, sources: Sequence[Source]) -> None:
             )
 
 
+class _Reading:
+    """Tells how far the reading of all images is, each of which is read twice."""
+
+    def __init__(self, sources: Sequence[Source], progress: Progress) -> None:
+        self._progress = progress
+        self._rows, self._total = 0, 2 * sum(source.lr_hsi.meta.rows for source in sources)
+
+    def done(self, rows: int) -> None:
+        """Add rows that have been read."""
+        self._rows += rows
+        self._progress(self._rows, self._total)
+
+
 def _check_bands(first: Source, other: Source) -> None:
     one, two = first.lr_hsi, other.lr_hsi
     same = "train on scenes of the same two sensors, or bring their bands into line with convert"
@@ -234,6 +269,20 @@ def _check_scaled(first: Source, other: Source) -> None:
         )
 
 
+def _warn_of_other_scalings(first: Source, other: Source) -> None:
+    one, two = first.scaled_from, other.scaled_from
+    if one is None or two is None:
+        return
+    if max(abs(a - b) for a, b in zip(one, two, strict=True)) > _OTHER_SCALING * (one[1] - one[0]):
+        warnings.warn(
+            f"{other.lr_hsi.path}: was scaled from {two[0]:.4g}..{two[1]:.4g} to 0..1 when its scene "
+            f"was made, {first.lr_hsi.path} from {one[0]:.4g}..{one[1]:.4g}: the same ground has other "
+            "values in each",
+            SpectraliftWarning,
+            stacklevel=3,
+        )
+
+
 def _check_response(first: Source, other: Source, used: BoolArray) -> None:
     """Refuse a response that differs; by half of the sum of absolute differences of its weights."""
     one, two = (source.srf.weights[:, used] for source in (first, other))
@@ -250,14 +299,16 @@ def _check_response(first: Source, other: Source, used: BoolArray) -> None:
         )
 
 
-def _finite_of_each_band(reader: CubeReader) -> NDArray[np.int64]:
+def _finite_of_each_band(reader: CubeReader, read: _Reading) -> NDArray[np.int64]:
     """Return (B,) how many pixels of each band have a value."""
     meta = reader.meta
     if meta.dtype.kind != "f" and meta.nodata is None:
+        read.done(meta.rows)
         return np.full(meta.bands, meta.rows * meta.cols)
     finite = np.zeros(meta.bands, np.int64)
     for rows in row_blocks(meta.rows, reader.block_rows):
         finite += np.isfinite(reader.read_units(rows)).sum(axis=(0, 1))
+        read.done(rows.stop - rows.start)
     return finite
 
 
@@ -288,7 +339,11 @@ def _named(sources: Sequence[Source]) -> str:
 
 
 def _draw(
-    sources: Sequence[Source], used: BoolArray, max_pixels: int | None, seed: int
+    sources: Sequence[Source],
+    used: BoolArray,
+    max_pixels: int | None,
+    seed: int,
+    read: _Reading,
 ) -> tuple[int, tuple[NDArray[np.int32], NDArray[np.int64], FloatPixels]]:
     """Return how many pixels are valid, and image, flat index and values in units of those drawn."""
     total = sum(source.lr_hsi.meta.rows * source.lr_hsi.meta.cols for source in sources)
@@ -300,6 +355,7 @@ def _draw(
             good = np.flatnonzero(np.isfinite(units).all(axis=1))
             valid += len(good)
             drawing.show(image, rows.start * cols + good, units[good])
+            read.done(rows.stop - rows.start)
     return valid, drawing.result()
 
 

@@ -25,12 +25,9 @@ from spectralift_cli.core.outputs import Staging
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
 from spectralift_cli.core.radiometry import Radiometry
-from spectralift_cli.core.refinement.refine import (
-    Optical,
-    RefinePlan,
-    RefineResult,
-    plan_refinement,
-)
+from spectralift_cli.core.refinement.optics import Optical
+from spectralift_cli.core.refinement.outcome import RefineResult
+from spectralift_cli.core.refinement.plan import RefinePlan, plan_refinement
 from spectralift_cli.core.refinement.refine import refine as refine_cube
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
@@ -223,6 +220,7 @@ def infer_refined(
     batch_size: int | None = None,
     reading: Reading = _AS_FOUND,
     execution: Execution = _AS_MAY_BE,
+    uncertainty_file: AnyPath | None = None,
     overwrite: bool = False,
 ) -> Refined:
     """Write the sharp cube of an HR-MSI, made to agree with both images; see `infer`, `refine`.
@@ -240,19 +238,32 @@ def infer_refined(
         batch_size: see `infer`.
         reading: see `infer`.
         execution: see `infer`; its progress is called for each stage in turn.
-        overwrite: replace an existing output.
+        uncertainty_file: see `infer`. The errors are those before the refinement, which is kept
+            only where held-out LR pixels say that it lowers them.
+        overwrite: replace existing outputs.
 
     Raises:
         DataError: see `infer` and `refine`.
-        OutputExistsError: the output exists and `overwrite` is false.
+        OptionError: an uncertainty of what is refined whatever held-out LR pixels say, or both
+            outputs in one file.
+        OutputExistsError: an output exists and `overwrite` is false.
     """
     output = Path(output)
+    if uncertainty_file is not None:
+        if refining is not None and refining.ungated:
+            raise OptionError(
+                "an ungated refinement may make errors larger than the uncertainty tells",
+                "leave out ungated, or the uncertainty",
+            )
+        if output.resolve() == Path(uncertainty_file).resolve():
+            raise OptionError(f"{output} is named twice, for both cubes", "choose another name")
     with Staging(output, overwrite=overwrite) as aside:
         estimate = aside.path().with_name("estimate.npy")
         inferred = infer(
             model, image, estimate, config,
             stored=dataclasses.replace(stored, options=None), batch_size=batch_size,
             reading=reading, execution=execution, estimate=inputs.estimate,
+            uncertainty_file=uncertainty_file, overwrite=overwrite,
         )  # fmt: skip
         refined = refine(
             estimate, inputs, output, refining, options=stored.options, overwrite=overwrite,

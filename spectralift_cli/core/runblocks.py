@@ -115,6 +115,9 @@ class InferFiles:
     inference_batch_size: int | None = key(
         None, "pixels at a time; changes memory and speed only", low=1, high=2**31 - 1
     )
+    uncertainty: bool = key(
+        False, "write uncertainty.FORMAT, too, of the cube before refine; needs train.uncertainty"
+    )
 
     def __post_init__(self) -> None:
         check(self)

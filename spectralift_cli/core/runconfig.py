@@ -171,6 +171,7 @@ def _native(merged: Mapping[str, Any], source: str) -> RunConfig:
         config = dataclasses.replace(config, refine=(RefineFiles(), RefineConfig()))
     if "validate" not in blocks and config.shows_one_ground:
         config = dataclasses.replace(config, validate=(ValidateFiles(), ValidateConfig()))
+    _check_uncertainty(config, source)
     return dataclasses.replace(config, snapshot=_snapshot(config))
 
 
@@ -182,6 +183,7 @@ def _flat(merged: Mapping[str, Any], source: str) -> RunConfig:
     if blocks["infer"].get("hr_msi") is not None:
         blocks.pop("metrics", None)  # the ground truth is of another image
     config = _resolve(blocks, source)
+    _check_uncertainty(config, source)
     return dataclasses.replace(
         config,
         snapshot=flat_snapshot(flat) | dotted,
@@ -262,6 +264,24 @@ def _check_files(
         )
     if train.scene is None and train.hr_msi is None and infer.hr_msi is None:
         raise DataError(f"{source}: names no image to sharpen", "give train: hr_msi: FILE")
+
+
+def _check_uncertainty(config: RunConfig, source: str) -> None:
+    """Refuse an uncertainty that nothing calibrates, or that a refinement may exceed."""
+    if not config.infer[0].uncertainty:
+        return
+    if not config.train[1].uncertainty:
+        raise DataError(
+            f"{source}: infer.uncertainty is true and train.uncertainty is false, so that no "
+            "calibration would be there",
+            "give train: uncertainty: true",
+        )
+    if config.refine is not None and config.refine[1].ungated:
+        raise DataError(
+            f"{source}: infer.uncertainty is true and refine.ungated is true, which may make errors "
+            "larger than what is expected",
+            "give refine: ungated: false, or leave infer.uncertainty out",
+        )
 
 
 def _snapshot(config: RunConfig) -> dict[str, Any]:

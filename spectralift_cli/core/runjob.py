@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from spectralift_cli.core.errors import DataError, OutputExistsError
-from spectralift_cli.core.formats.arrays import strict_json
 from spectralift_cli.core.jobs.folder import job_path
 from spectralift_cli.core.jobs.plan import differences
 from spectralift_cli.core.outputs import SharedStaging, Staging, write_text
 from spectralift_cli.core.runblocks import SCHEMA as RUN_SCHEMA
+from spectralift_cli.core.runfiles import as_json, is_filled, read_json, remove, take_over
 from spectralift_cli.core.runreceipt import Checksums, Receipt, plain_names
 
 _SCHEMA = "spectralift.run-job/1"
-_JSON_BYTES = 4 * 2**20
 _MOST_NAMES = 4
 _MARK, _BEGUN = "job.json", "begun.json"
 
@@ -79,7 +78,7 @@ class RunJob:
             )
         if output.exists() and not output.is_dir():
             raise DataError(f"{output}: is a file, a run is a folder", "choose another name for it")
-        if resume and _is_filled(output):
+        if resume and is_filled(output):
             self._finished()
         with Staging(output, overwrite=True):  # what cannot be written is refused before the work
             pass
@@ -91,7 +90,7 @@ class RunJob:
             DataError: it is no run.
         """
         try:
-            found = _read(self.output / "run.json")
+            found = read_json(self.output / "run.json")
         except (FileNotFoundError, DataError):
             found = {}
         if found.get("schema") != RUN_SCHEMA:
@@ -182,7 +181,7 @@ class RunJob:
         try:
             if not os.path.samestat(os.fstat(fd), mark.stat()):
                 raise FileNotFoundError
-            if _read(mark).get("schema") != _SCHEMA:
+            if read_json(mark).get("schema") != _SCHEMA:
                 raise self._foreign()
         except FileNotFoundError:
             os.close(fd)
@@ -202,9 +201,9 @@ class RunJob:
         """Read the receipts of both runs; remove what no receipt speaks of."""
         for path in sorted((self.folder / "receipts").glob("*.json")):
             with contextlib.suppress(DataError):
-                receipt = Receipt.from_json(_read(path))
+                receipt = Receipt.from_json(read_json(path))
                 self.receipts[receipt.stage] = receipt
-        stages = self._finished().get("stages") if _is_filled(self.output) else None
+        stages = self._finished().get("stages") if is_filled(self.output) else None
         for entry in stages if isinstance(stages, list) else []:
             with contextlib.suppress(DataError):
                 told = entry.get("receipt") if isinstance(entry, dict) else None
@@ -215,7 +214,7 @@ class RunJob:
 
     def _read_begun(self) -> dict[str, Any]:
         try:
-            return _read(self.folder / _BEGUN)
+            return read_json(self.folder / _BEGUN)
         except (FileNotFoundError, DataError):
             return {}
 
@@ -228,7 +227,7 @@ class RunJob:
     def _sweep(self, keep: Collection[str]) -> None:
         for path in self.work.iterdir():
             if path.name not in keep:
-                _remove(path)
+                remove(path)
 
     def kept(
         self,
@@ -256,31 +255,32 @@ class RunJob:
             if found is None:
                 continue
             changed = list(differences(as_json(inputs), found.inputs))
-            damaged = [] if changed else self._sums.damaged(found, folder)
+            damaged = [] if changed else self._sums.damaged(found.outputs, folder)
             if changed:
                 more = " ..." if len(changed) > _MOST_NAMES else ""
                 reason = reason or f"changed: {', '.join(changed[:_MOST_NAMES])}{more}"
             elif not damaged:
-                self._adopt(found, folder)
+                self._adopt(found, folder, found.outputs)
                 return found, ""
             elif later is None or not set(damaged) <= set(later.outputs):
                 reason = reason or f"not as it was written: {', '.join(damaged)}"
             elif (
                 follows is not None
                 and as_json(follows(found)) == later.inputs
-                and not self._sums.damaged(later, folder)
+                and not self._sums.damaged(later.outputs, folder)
             ):
-                self._record(found)  # its outputs come with the successor's
+                # what is damaged comes with the successor's outputs
+                self._adopt(found, folder, [n for n in found.outputs if n not in damaged])
                 return found, ""
             else:
                 reason = reason or f"{successor} has replaced {', '.join(damaged)}"
         return None, reason
 
-    def _adopt(self, receipt: Receipt, folder: Path) -> None:
+    def _adopt(self, receipt: Receipt, folder: Path, names: Iterable[str]) -> None:
         if folder != self.work:
-            for name in receipt.outputs:
-                _remove(self.work / name)
-                _link(folder / name, self.work / name)
+            for name in names:
+                remove(self.work / name)
+                take_over(folder / name, self.work / name)
         self._record(receipt)
 
     def _record(self, receipt: Receipt) -> None:
@@ -312,7 +312,7 @@ class RunJob:
         if not continues:
             unwanted |= set(self._partial)
         for name in unwanted:
-            _remove(self.work / name)
+            remove(self.work / name)
         write_text(self.folder / _BEGUN, json.dumps(begun, sort_keys=True) + "\n", overwrite=True)
         self._begun = begun
         return continues and self._partial == sorted(partial)
@@ -346,10 +346,19 @@ class RunJob:
         return receipt
 
     def is_unchanged(self, receipts: Iterable[Receipt], config: str) -> bool:
-        """Tell whether the finished run that is there has these stages, no others, and this config."""
+        """Tell whether the finished run that is there has these stages, no others, and this config.
+
+        Its outputs must be whole: a stage that was made again for their damage may have the receipt
+        it had before.
+        """
+        if {r.stage: r for r in receipts} != self._old:
+            return False
+        # of what a later stage has replaced, that stage's
+        written = {name: sha256 for r in self._old.values() for name, sha256 in r.outputs.items()}
+        if self._sums.damaged(written, self.output):
+            return False
         with contextlib.suppress(OSError):
-            used = (self.output / "used_config.yaml").read_text(encoding="utf-8")
-            return {r.stage: r for r in receipts} == self._old and used == config
+            return (self.output / "used_config.yaml").read_text(encoding="utf-8") == config
         return False
 
     def commit(self, names: Collection[str]) -> None:
@@ -364,7 +373,7 @@ class RunJob:
         self._sweep(names)
         for path in sorted(self._others()):
             if not os.path.lexists(self.work / path.name):
-                _link(path, self.work / path.name)
+                take_over(path, self.work / path.name)
         # who may replace what is there was decided at the start
         SharedStaging(self.folder, self.output, overwrite=True).commit()
         self._discard()
@@ -407,52 +416,3 @@ class RunJob:
         with contextlib.suppress(FileNotFoundError):
             self.folder.rename(unwanted)
             shutil.rmtree(unwanted, ignore_errors=True)
-
-
-def as_json(value: Any) -> Any:
-    """Return a value as it comes back from JSON."""
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
-def _is_filled(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON object.
-
-    Raises:
-        FileNotFoundError: there is none.
-        DataError: it is damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_JSON_BYTES + 1)
-        found = strict_json(text) if len(text) <= _JSON_BYTES else None
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: is damaged", "start afresh with --overwrite")
-    return found
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Link a file, or all files of a folder; copy where the disk has no links."""
-    if source.is_dir() and not source.is_symlink():
-        target.mkdir()
-        for path in sorted(source.iterdir()):
-            _link(path, target / path.name)
-        return
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)

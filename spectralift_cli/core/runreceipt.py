@@ -107,11 +107,9 @@ class Checksums:
             digest.update(f"{name}\0".encode(errors="surrogateescape") + self._file(file))
         return digest.hexdigest()
 
-    def damaged(self, receipt: Receipt, folder: Path) -> list[str]:
-        """Return the outputs of a receipt that are not in a folder as they were written."""
-        return [
-            name for name, digest in receipt.outputs.items() if self._get(folder / name) != digest
-        ]
+    def damaged(self, outputs: Mapping[str, str], folder: Path) -> list[str]:
+        """Return the names of outputs, of name -> sha256, that are not in a folder as written."""
+        return [name for name, digest in outputs.items() if self._get(folder / name) != digest]
 
     def _get(self, path: Path) -> str:
         try:

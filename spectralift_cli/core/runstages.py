@@ -181,18 +181,25 @@ class RunStages:
         if self.config.flat is not None and "VARIABLE" in {row.name for row in given.row.options}:
             options.setdefault("VARIABLE", self._variable(name, given.format))
 
+        work = self.keeper.job.work
+        uncertain = work / f"uncertainty.{given.format}" if given.uncertainty else None
+
         def make(update: Progress) -> Made:
             result = stages.infer(
-                self.keeper.path(trained, "model"), image, self.keeper.job.work / f"{name}.{given.format}",
-                config,
+                self.keeper.path(trained, "model"), image, work / f"{name}.{given.format}", config,
                 stored=stages.Storage(
                     given.dtype, given.scale, given.offset, given.nodata, options
                 ),
                 batch_size=given.inference_batch_size,
                 reading=self._msi_reading(), execution=self._execution(update),
+                uncertainty_file=uncertain,
             )  # fmt: skip
+            files = _by_role("cube", result.files)
+            if result.uncertainty is not None:
+                files |= _by_role("uncertainty", result.uncertainty.files)
+                self.keeper.log.say(str(result.uncertainty))
             return Made(
-                _cube_files(result.files),
+                files,
                 {count: getattr(result, count) for count in _COUNTS},
                 lambda took: (
                     f"{result.pixels:,} pixels in {took:.1f} s "
@@ -245,7 +252,7 @@ class RunStages:
                 )
                 return None
             return Made(
-                _cube_files(result.files), result.to_json(),
+                _by_role("cube", result.files), result.to_json(),
                 lambda took: f"{result.verdict} in {took:.1f} s",
             )  # fmt: skip
 
@@ -359,5 +366,6 @@ class RunStages:
         )  # fmt: skip
 
 
-def _cube_files(files: Sequence[Path]) -> dict[str, Path]:
-    return {"cube": files[0], **{f"cube_{path.suffix[1:]}": path for path in files[1:]}}
+def _by_role(role: str, files: Sequence[Path]) -> dict[str, Path]:
+    """Return an image's files, the main one first, by role and ending."""
+    return {role: files[0], **{f"{role}_{path.suffix[1:]}": path for path in files[1:]}}

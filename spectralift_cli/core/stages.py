@@ -28,7 +28,7 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
-from spectralift_cli.core.inference import InferPlan, InferResult, plan_inference
+from spectralift_cli.core.inference import InferPlan, InferResult, prepare
 from spectralift_cli.core.inference import infer as infer_cube
 from spectralift_cli.core.jobs.folder import refuse_unfinished
 from spectralift_cli.core.levels import SharpImage, sample_levels
@@ -43,6 +43,7 @@ from spectralift_cli.core.pooling import Source
 from spectralift_cli.core.pooltraining import open_pool, train_pool
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Ranks, joined
+from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
@@ -88,11 +89,14 @@ class Execution:
         device: auto, cpu, cuda, cuda:N or mps.
         threads: at most; None for all this process may use.
         progress: called with (done, total).
+        memory_bytes: the most that this process may ever hold; None for what speed asks for. `infer`
+            alone keeps to it, on a processor.
     """
 
     device: str = "auto"
     threads: int | None = None
     progress: Progress = field(default=no_progress)
+    memory_bytes: int | None = None
 
 
 def synth(
@@ -210,12 +214,14 @@ class _Opened:
     shift_px: tuple[float, float] = (0.0, 0.0)
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
+    scaled_from: tuple[float, float] | None = None
+    optical: Optical = field(default_factory=Optical)
 
     def source(self) -> Source:
         """Return the image as one of a pool."""
         return Source(
-            self.reader, self.srf, self.scaling is not None, self.sharp, self.hr_msi,
-            self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
+            self.reader, self.srf, self.scaling is not None, self.scaled_from, self.sharp,
+            self.hr_msi, self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
             self.shares_extent,
         )  # fmt: skip
 
@@ -239,7 +245,12 @@ def _open_training(inputs: TrainInputs) -> _Opened:
         opened.__exit__()
         raise
     opened.identities["estimate"] = identity(inputs.estimate)
-    return dataclasses.replace(opened, radiometry=found.radiometry, shift_px=found.shift_px)
+    optical = opened.optical
+    if found.effective_psf is not None:
+        optical = Optical(found.effective_psf, includes_footprint=True)
+    return dataclasses.replace(
+        opened, radiometry=found.radiometry, shift_px=found.shift_px, optical=optical
+    )
 
 
 def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
@@ -294,6 +305,9 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         msi = without_dropped(msi, srf)
         sharp = _look_at(msi, srf, meta, placement)
         radius = pairs.psf_radius_lr_px(scene)
+        optical = Optical()
+        if scene.has("psf"):
+            optical = Optical(read_psf(scene.path("psf")), scene.psf_includes_footprint)
     except BaseException:
         reader.close()
         if msi is not None:
@@ -303,6 +317,8 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
     return _Opened(
         reader, srf, scaling, {"scene": scene.identity()}, sharp,
         shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
+        scaled_from=scene.scaling,
+        optical=optical,
     )  # fmt: skip
 
 
@@ -393,7 +409,7 @@ def train(
                 scaling=one.scaling, hr_msi=one.hr_msi, psf_radius_lr_px=one.psf_radius_lr_px,
                 device=device, threads=threads, progress=execution.progress, announce=announce,
                 inputs=one.identities, radiometry=one.radiometry, shift_px=one.shift_px,
-                sharp=one.sharp, shares_extent=one.shares_extent, **paper,
+                sharp=one.sharp, shares_extent=one.shares_extent, optical=one.optical, **paper,
             )  # fmt: skip
             if config.uncertainty and leads:
                 trained = _calibrated(trained, several[0], one.reader, device, execution)
@@ -488,7 +504,7 @@ def _calibrated(
         if pair.psf_role == "nothing":
             warn_of_assumed_psf()
         found = calibrate(
-            trained.checkpoint, lr_hsi, pair.observation, pair.psf, device=device,
+            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf, device=device,
             threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
     checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
@@ -591,8 +607,8 @@ def infer(
             config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, options=stored.options, overwrite=overwrite,
-            progress=execution.progress,
+            threads=execution.threads, memory_bytes=execution.memory_bytes,
+            options=stored.options, overwrite=overwrite, progress=execution.progress,
         )  # fmt: skip
         if uncertainty_file is None:
             return made
@@ -610,28 +626,48 @@ def open_model(path: AnyPath, estimate: AnyPath | None = None) -> Checkpoint:
     return checkpoint if estimate is None else applied(checkpoint, Path(estimate))
 
 
+@dataclass(frozen=True, eq=False)
+class InferForecast:
+    """What `infer` would do.
+
+    Args:
+        plan: of its work; what it holds in memory also depends on the output's format.
+        pixels_per_s: read and computed in a short trial on this machine, without writing.
+    """
+
+    plan: InferPlan
+    pixels_per_s: float
+
+    @property
+    def seconds(self) -> float:
+        """About how long it would take if the disk keeps up."""
+        return self.plan.meta.rows * self.plan.meta.cols / self.pixels_per_s
+
+
 def plan_infer(
     model: AnyPath,
     image: AnyPath,
+    output: AnyPath,
+    config: InferConfig | None = None,
     *,
     stored: Storage = Storage(),
     batch_size: int | None = None,
     reading: Reading = Reading(),
     execution: Execution = Execution(),
-    drop_bad_bands: bool = False,
     estimate: AnyPath | None = None,
-) -> InferPlan:
-    """Return what `infer` would write and need."""
+) -> InferForecast:
+    """Return what `infer` would write, need and take; the arguments are those of `infer`."""
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
-        return plan_inference(
-            checkpoint, without_dropped(reader, checkpoint.srf).meta,
+        inference = prepare(
+            checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
             dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
             batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, source=path, drop_bad_bands=drop_bad_bands,
+            threads=execution.threads, memory_bytes=execution.memory_bytes, output=Path(output),
         )  # fmt: skip
+        return InferForecast(inference.plan, inference.trial())
 
 
 def evaluate(

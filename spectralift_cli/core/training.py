@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectralift_cli.core.auto import AutoFit, fit_auto
+from spectralift_cli.core.auto import AutoFit, fit_auto, no_sharp_image
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import (
@@ -36,9 +36,11 @@ from spectralift_cli.core.identity import provenance
 from spectralift_cli.core.levels import SharpImage, check_levels, levels_of
 from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.physics.lens import View
 from spectralift_cli.core.placement import Placement, placement_json
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Group
+from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import Srf, over_used_bands
 from spectralift_cli.core.sharplook import look_at
@@ -256,8 +258,14 @@ def check_units(
 def plan_training(
     data: TrainingData, config: TrainConfig, sharp: SharpImage | None = None
 ) -> TrainingPlan:
-    """Return what training on this data will fit, and where the HR-MSI lies if there is one."""
+    """Return what training on this data will fit, and where the HR-MSI lies if there is one.
+
+    Raises:
+        DataError: the model physics is asked for without an HR-MSI.
+    """
     placement = None if sharp is None else sharp.placement
+    if config.model == "physics" and sharp is None:
+        raise no_sharp_image()
     return plan_fit(
         config, data.lr_msi, data.lr_hsi, data.pixels, data.used_bands.size, placement=placement
     )
@@ -316,6 +324,7 @@ def train(
     shift_px: tuple[float, float] = (0.0, 0.0),
     sharp: SharpImage | None = None,
     shares_extent: bool = False,
+    optical: Optical | None = None,
     group: Group | None = None,
 ) -> Trained:
     """Train the spectral inverter of an LR-HSI.
@@ -345,6 +354,8 @@ def train(
         shift_px: displacement of the LR-HSI's content in LR pixels, likewise.
         sharp: the HR-MSI, to check its units; training does not see it.
         shares_extent: see `Checkpoint`.
+        optical: what is known of the blur between the images, for fits through the physics; None for
+            nothing.
         group: of processes that train the published network together, see `fit`.
 
     Raises:
@@ -361,11 +372,18 @@ def train(
             look = None if hr_msi is None else look_at(hr_msi)
             if look is not None and radiometry is not None:
                 look = look.corrected(radiometry)
-            if look is not None and plan.placement is not None:
-                look = look.placed(plan.placement.shifted(shift_px))
+            view = None
+            if look is not None and hr_msi is not None and plan.placement is not None:
+                placement = plan.placement.shifted(shift_px)
+                look = look.placed(placement)
+                known = optical or Optical()
+                view = View(
+                    hr_msi, placement, data.scaling, known.psf, known.includes_footprint,
+                    radiometry,
+                )  # fmt: skip
         found = fit_auto(
             data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
-            sharp=None if look is None else look.scaled(data.scaling),
+            sharp=None if look is None else look.scaled(data.scaling), view=view,
             psf_radius_lr_px=psf_radius_lr_px, device=device or torch.device("cpu"),
             threads=threads, progress=progress,
         )  # fmt: skip

@@ -52,7 +52,8 @@ def refined(
     from spectralift_cli.core.formats.kernels import read_psf
     from spectralift_cli.core.operators.psf import make_psf
     from spectralift_cli.core.pairs import scene_placement
-    from spectralift_cli.core.refinement.refine import Optical, refine
+    from spectralift_cli.core.refinement.optics import Optical
+    from spectralift_cli.core.refinement.refine import refine
     from spectralift_cli.core.scene import open_scene
     from spectralift_cli.core.sensors.srf import read_srf
 

@@ -38,14 +38,24 @@ def spectra(pixels: int) -> np.ndarray:
     return np.resize(cube.reshape(-1, 200), (pixels, 200))
 
 
+def response(bands: int) -> np.ndarray:
+    """Return the (4, bands) response of a sensor with bands at 1/10, 3/10, 1/2 and 3/4 of them."""
+    centres = np.array([0.1, 0.3, 0.5, 0.75])[:, None] * bands
+    weights = np.exp(-(((np.arange(bands) - centres) / (0.06 * bands)) ** 2))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def pairs(pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (pixels, 4) and (pixels, 200) float32, an LR-MSI and its LR-HSI."""
+    hsi = spectra(pixels)
+    return hsi @ response(200).T.astype(np.float32), hsi
+
+
 def main() -> None:
     """Print a row for each size, device and number of threads."""
     print("LR pixels  epochs  device  threads  seconds  epochs/s     loss")
     for pixels, epochs in RUNS:
-        hsi = spectra(pixels)
-        centres, bands = np.array([20, 60, 100, 150]), np.arange(200)
-        weights = np.exp(-(((bands - centres[:, None]) / 12) ** 2))
-        msi = hsi @ (weights / weights.sum(1, keepdims=True)).T.astype(np.float32)
+        msi, hsi = pairs(pixels)
         places = [("cpu", n) for n in sorted({1, available_cpus()})]
         places += [("cuda", 1)] if torch.cuda.is_available() else []
         for device, threads in places:

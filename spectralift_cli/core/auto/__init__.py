@@ -6,7 +6,8 @@ pixels and scored on the others, in spatial blocks; the prior stands there for t
 over 4 x 4 pixels, so that it is judged across such a gap of scales as it will have to bridge,
 while it learns from the smaller gap of 2 x 2, where more pixels are left. The weights that score
 best decide; nothing else does, and no ground truth takes part. Of the HR-MSI, where there is one,
-only the noise, the contrast and, to distil, some pixels take part (`SharpLook`).
+the noise, the contrast and, to distil, some pixels take part (`SharpLook`), and with three bands or
+more a fifth candidate is fitted to the LR-HSI through the PSF (`spectralift_cli.core.physics`).
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from numpy.typing import NDArray
 
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines, penalty, with_ones
 from spectralift_cli.core.auto.parts import Part, no_range, part_tensors
+from spectralift_cli.core.auto.regression import Regression
 from spectralift_cli.core.auto.samples import PixelProblem, Problem
 from spectralift_cli.core.auto.search import EFFORTS, RIDGE_SPLITS, AutoFit, Effort, Search
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, Progress, no_progress
-from spectralift_cli.core.devices import on_device, one_thread_each
-from spectralift_cli.core.errors import OptionError, SpectraliftWarning
+from spectralift_cli.core.devices import Workers, check_threads, on_device, one_thread_each
+from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.holdout import Places
 from spectralift_cli.core.kernelfit import fit_kernel
 from spectralift_cli.core.netfit import CPU
+from spectralift_cli.core.physics.lens import Lens, View
+from spectralift_cli.core.physics.optical import find_psf
 from spectralift_cli.core.sharplook import SharpLook
 
 __all__ = [
@@ -48,6 +52,9 @@ Floats = NDArray[np.float64]
 
 LEAST_PIXELS = 64
 _SQRT5 = 5**0.5
+# with fewer, spectra are too ambiguous for a function of the MSI alone: on the suite's pan cases it
+# took part in blends to their harm
+_LEAST_BANDS_OF_PHYSICS = 3
 CANDIDATES = ("linear", "residual-mlp", "prior-linear", "prior-mlp")
 # what may be chosen where a model is asked for by name
 _OF_MODEL = {
@@ -55,6 +62,7 @@ _OF_MODEL = {
     "residual-mlp": ("linear", "residual-mlp"),
     "prior-mlp": ("prior-linear", "prior-mlp"),
     "kernel": ("linear",),
+    "physics": ("linear",),
     "ensemble": CANDIDATES,
 }
 
@@ -68,6 +76,7 @@ def fit_auto(
     config: TrainConfig,
     *,
     sharp: SharpLook | None = None,
+    view: View | None = None,
     psf_radius_lr_px: int | None = None,
     device: torch.device = CPU,
     threads: int | None = None,
@@ -83,14 +92,19 @@ def fit_auto(
         shape: (h, w) of the image.
         config: effort, model by name (not `paper`, which `fitting.fit` fits), seed.
         sharp: what is known of the HR-MSI, scaled; None for nothing.
+        view: of the HR-MSI, to fit through the physics; None for none.
         psf_radius_lr_px: guard band around held-out pixels; None where the PSF is not known.
         device: where the networks and kernels are fitted.
         threads: at most; None for all this process may use. Changes no byte of the result.
         progress: called as progress(fits done, all fits).
+
+    Raises:
+        DataError: the model physics is asked for without an HR-MSI, or with one that too few LR
+            pixels see.
     """
     with one_thread_each(), on_device(device):
         problem = Problem(lr_msi, lr_hsi, srf, valid, shape, config.seed, sharp, psf_radius_lr_px)
-        return _fit_auto(problem, config, device, threads, progress)
+        return _fit_auto(problem, config, view, device, threads, progress)
 
 
 def fit_pool(
@@ -108,7 +122,7 @@ def fit_pool(
     """Choose and fit an inverter for LR pixels of several images, or some of one image's.
 
     Candidates with the coarse prior are left out: they hold the one LR-HSI whose area they serve,
-    and need all of its pixels.
+    and need all of its pixels. So is the fit through the physics, which needs one pair of images.
 
     Args:
         lr_msi: (N, M) scaled, finite.
@@ -122,16 +136,16 @@ def fit_pool(
         progress: called as progress(fits done, all fits).
 
     Raises:
-        OptionError: the config asks for a model with the prior.
+        OptionError: the config asks for a model with the prior, or through the physics.
     """
     check_model_of_pool(config)
     with one_thread_each(), on_device(device):
         problem = PixelProblem(lr_msi, lr_hsi, srf, places, sharp)
-        found = _fit_auto(problem, config, device, threads, progress)
+        found = _fit_auto(problem, config, None, device, threads, progress)
     if config.model not in (None, "ensemble"):
         return found
     why = "several scenes" if len(places.shapes) > 1 else "a part of the LR pixels"
-    left_out = f"{found.choice}; candidates with a prior left out, for {why}"
+    left_out = f"{found.choice}; physics and candidates with a prior left out, for {why}"
     return dataclasses.replace(found, choice=left_out)
 
 
@@ -139,12 +153,16 @@ def check_model_of_pool(config: TrainConfig) -> None:
     """Refuse a model that `fit_pool` cannot fit.
 
     Raises:
-        OptionError: it holds the prior.
+        OptionError: it holds the prior, or is fitted through the physics.
     """
-    if config.model == "prior-mlp":
+    why = {
+        "prior-mlp": "holds the whole LR-HSI of one scene, whose area alone it serves",
+        "physics": "is fitted to the LR-HSI and the HR-MSI of one scene",
+    }.get(config.model or "")
+    if why is not None:
         raise OptionError(
-            "--model prior-mlp holds the whole LR-HSI of one scene, whose area alone it serves: it "
-            "does not apply to several scenes or to a part of the LR pixels",
+            f"--model {config.model} {why}: it does not apply to several scenes or to a part of the "
+            "LR pixels",
             "leave --model out, or train it on one scene without --max-pixels",
         )
 
@@ -152,6 +170,7 @@ def check_model_of_pool(config: TrainConfig) -> None:
 def _fit_auto(
     problem: PixelProblem,
     config: TrainConfig,
+    view: View | None,
     device: torch.device,
     threads: int | None,
     progress: Progress,
@@ -161,7 +180,10 @@ def _fit_auto(
     few = pixels < LEAST_PIXELS or not problem.splits()
     if config.model == "kernel" and not few:
         return _kernel(problem, config.seed, device)
-    wanted = _OF_MODEL[config.model or "ensemble"]  # a kernel of few pixels is a line
+    if config.model == "physics" and isinstance(problem, Problem) and not few:
+        return _physics(problem, view, config, threads)
+    # a kernel, or a fit through the physics, of few pixels is a line
+    wanted = _OF_MODEL[config.model or "ensemble"]
     samples = {False: problem.pixel, True: problem.learning}
     wanted = tuple(name for name in wanted if samples[name.startswith("prior")] is not None)
     if few or not wanted:
@@ -173,7 +195,31 @@ def _fit_auto(
                 stacklevel=2,
             )
         return _linear_only(problem)
-    return Search(problem, wanted, config, device, threads, progress).run()
+    lens, without = None, ""
+    if config.model in (None, "ensemble") and isinstance(problem, Problem):
+        lens, without = _candidate_lens(problem, view)
+    return Search(problem, wanted, config, device, threads, progress, lens, without).run()
+
+
+def _candidate_lens(problem: Problem, view: View | None) -> tuple[Lens | None, str]:
+    """Return what the candidate `physics` sees, or None and why it is left out."""
+    bands = problem.x.shape[1]
+    if bands < _LEAST_BANDS_OF_PHYSICS:
+        return None, f"{bands} MSI bands, of {_LEAST_BANDS_OF_PHYSICS} at least"
+    if view is None:
+        return None, "no HR-MSI"
+    try:
+        return _lens(problem, view), ""
+    except DataError as error:
+        return None, error.message
+
+
+def _lens(problem: Problem, view: View) -> Lens:
+    """Return the HR-MSI through the PSF on which both images agree."""
+    bands = problem.x.shape[1]
+    noise = np.zeros(bands) if problem.sharp is None else problem.sharp.noise
+    psf = find_psf(view, problem.x, problem.y, problem.srf, problem.valid, problem.shape, noise)
+    return Lens(view, psf)
 
 
 def _linear_only(problem: PixelProblem) -> AutoFit:
@@ -216,3 +262,34 @@ def _kernel(problem: PixelProblem, seed: int, device: torch.device) -> AutoFit:
     choice = f"kernel: held-out error {fit.rmse:.4g}, length {fit.length:g}, noise {fit.noise:g}"
     scores = {"validation_rmse": fit.rmse, "length": fit.length, "noise": fit.noise}
     return AutoFit("kernel", {"centres": len(fit.centres)}, tensors, choice, scores)
+
+
+def _physics(
+    problem: Problem, view: View | None, config: TrainConfig, threads: int | None
+) -> AutoFit:
+    """Fit the model that is fitted through the PSF, its choices made on held-out blocks."""
+    if view is None:
+        raise no_sharp_image()
+    with Workers(check_threads(threads)) as workers:
+        found = Regression(
+            problem.x, problem.y, problem.valid, problem.msi_range, _lens(problem, view),
+            problem.splits(), EFFORTS[config.effort].waves, config.seed, workers,
+        )  # fmt: skip
+    choice = (
+        f"physics: held-out error {found.rmse:.4g}, length {found.length:g}, ridge {found.ridge:g}"
+        + (f", LR pairs count {found.pairs:g}" if found.pairs else "")
+    )
+    scores = {
+        "validation_rmse": found.rmse, "length": found.length, "ridge": found.ridge,
+        "weight_of_pairs": found.pairs, "lr_pixels_through_psf": len(found.pixels),
+    }  # fmt: skip
+    tensors = found.tensors(problem.msi_range)
+    return AutoFit("physics", found.model_config, tensors, choice, scores)
+
+
+def no_sharp_image() -> DataError:
+    """Return the refusal of the model physics without an HR-MSI."""
+    return DataError(
+        "the model physics needs the HR-MSI, whose pixels it blurs to compare them with the LR-HSI",
+        "give --hr-msi FILE or a scene, or choose another --model",
+    )

@@ -14,12 +14,16 @@ from torch import Tensor
 from spectralift_cli.core.auto.distil import Share, as_one
 from spectralift_cli.core.auto.lines import RIDGES, fit_lines
 from spectralift_cli.core.auto.parts import Part, fit_part, part_tensors
-from spectralift_cli.core.auto.samples import PixelProblem, Sample
+from spectralift_cli.core.auto.regression import Regression
+from spectralift_cli.core.auto.samples import PixelProblem, Problem, Sample
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress
 from spectralift_cli.core.devices import Workers, check_threads
+from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.holdout import Errors, Split
 from spectralift_cli.core.netfit import NetSize
+from spectralift_cli.core.physics.lens import Lens
+from spectralift_cli.core.physics.waves import WaveChoice
 
 FloatPixels = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -45,18 +49,20 @@ class Effort:
         validation_members: networks of a fit there.
         members: networks of a final fit.
         steps: of a fit at 1,000 LR pixels; it grows with the square root of their number.
+        waves: of the fit through the physics.
     """
 
     validation_splits: int
     validation_members: int
     members: int
     steps: int
+    waves: WaveChoice
 
 
 EFFORTS = {
-    "fast": Effort(1, 1, 2, 300),
-    "default": Effort(2, 2, 4, 500),
-    "best": Effort(4, 4, 8, 1000),
+    "fast": Effort(1, 1, 2, 300, WaveChoice(128, (2.0,))),
+    "default": Effort(2, 2, 4, 500, WaveChoice(128, (2.0,))),
+    "best": Effort(4, 4, 8, 1000, WaveChoice(512, (1.0, 2.0, 4.0))),
 }
 
 
@@ -92,9 +98,25 @@ class Search:
         device: torch.device,
         threads: int | None,
         progress: Progress,
+        lens: Lens | None = None,
+        without: str = "",
     ) -> None:
+        """Prepare.
+
+        Args:
+            problem: the LR pixels.
+            wanted: the candidates.
+            config: effort and seed.
+            device: of the networks.
+            threads: at most; None for all this process may use.
+            progress: called as progress(fits done, all fits).
+            lens: the HR-MSI for the candidate `physics`; None without it.
+            without: why it is not among the candidates, if that should be told.
+        """
         self._problem = problem
         self._wanted = wanted
+        self._lens, self._without = lens, without
+        self._physics: Regression | None = None
         self._seed = config.seed
         self._effort = EFFORTS[config.effort]
         self._device = device
@@ -107,7 +129,7 @@ class Search:
         self._inner: dict[bool, bool] = {}
         self._lines: dict[bool, int] = {}
         self._splits = problem.splits()
-        self._kinds = [k for k in (False, True) if any(w.startswith("prior") == k for w in wanted)]
+        self._kinds = [k for k in (False, True) if any(_is_of(k, name) for name in wanted)]
 
     def run(self) -> AutoFit:
         """Validate, choose, fit."""
@@ -118,6 +140,7 @@ class Search:
         pieces = [(kind, split) for split in range(len(splits)) for kind in self._kinds]
         self._all = len(pieces) * needs_nets + len(self._kinds)
         with Workers(self._threads) as workers:
+            self._through_the_physics(splits, workers)
             ridges = {kind: self._prepare(kind) for kind in self._kinds}
             size = self._size(self._effort.validation_members, share=0.7)
             if not needs_nets:
@@ -131,7 +154,7 @@ class Search:
 
             workers.run(validate, pieces)
             errors = self._errors(splits, fits)
-            weights = errors.best_weights()
+            weights = np.mean([each.best_weights() for each in errors], axis=0)
             shares = dict(zip(self._wanted, weights.tolist(), strict=True))
             chosen = [kind for kind in self._kinds if self._share(kind, shares) > 0]
             parts: dict[bool, Part] = {}
@@ -146,8 +169,8 @@ class Search:
             blend = [
                 Share(parts[k], self._share(k, shares), shares.get(_NETS[k], 0)) for k in chosen
             ]
-            allowed = _TOLERANCE * errors.rmse_of(weights)
-            one = self._distilled(blend, chosen[-1], 2, allowed)
+            allowed = _TOLERANCE * min(each.rmse_of(weights) for each in errors)
+            one = self._distilled(blend, chosen[-1], 2, allowed) if blend else None
             if one is not None:
                 blend = [one]
             elif len(blend) > 1:
@@ -158,7 +181,26 @@ class Search:
                     blend[index] = found or blend[index]
 
                 workers.run(alone, range(len(blend)))
-        return self._result(blend, shares, errors, weights)
+        return self._result(blend, shares, errors[0], weights)
+
+    def _through_the_physics(self, splits: list[Split], workers: Workers) -> None:
+        """Fit the candidate `physics`, or leave it out and keep the reason."""
+        problem = self._problem
+        if self._lens is None or not isinstance(problem, Problem):
+            return
+        try:
+            self._physics = Regression(
+                problem.x, problem.y, problem.valid, problem.msi_range, self._lens, splits,
+                self._effort.waves, self._seed, workers,
+            )  # fmt: skip
+        except DataError as error:
+            self._without = error.message
+            return
+        if all((self._physics.rows_at(self._judged(False, s).pixels) >= 0).any() for s in splits):
+            self._wanted = (*self._wanted, "physics")
+        else:
+            self._physics = None
+            self._without = "no held-out LR pixel sees enough of the HR-MSI"
 
     def _distilled(
         self, blend: list[Share], widest: bool, number: int, allowed: float
@@ -239,8 +281,14 @@ class Search:
             return sample
         return Sample(sample.pixels, sample.u[:, : self._problem.x.shape[1]], sample.y)
 
-    def _errors(self, splits: list[Split], fits: Mapping[tuple[bool, int], Part]) -> Errors:
-        total: Errors | None = None
+    def _errors(self, splits: list[Split], fits: Mapping[tuple[bool, int], Part]) -> list[Errors]:
+        """Return the errors on held-out pixels, in as many ways as they can be judged.
+
+        The fit through the physics is judged by what the PSF shows of it, where it alone knows the
+        HR-MSI, and like the others by the LR pixels' own MSI, which it was not made for. The first
+        is too kind to it, the second too strict: neither alone chose as well as the mean of both.
+        """
+        total: list[Errors] = []
         for number, split in enumerate(splits):
             estimates: dict[str, FloatPixels] = {}
             for kind in self._kinds:
@@ -248,15 +296,23 @@ class Search:
                 names = ("prior-linear", "prior-mlp") if kind else ("linear", "residual-mlp")
                 found = fits[kind, number].estimates(judged.u)
                 estimates |= dict(zip(names, found, strict=False))
-            errors = Errors.of([estimates[name] for name in self._wanted], judged.y)
-            total = errors if total is None else total + errors
-        if total is None:
-            raise AssertionError  # 64 pixels and more always leave a split
-        return total
+            truth, ways = judged.y, [estimates]
+            if self._physics is not None:
+                rows = self._physics.rows_at(judged.pixels)
+                seen = rows >= 0  # the others are judged on no more than it
+                truth = truth[seen]
+                estimates = {name: found[seen] for name, found in estimates.items()}
+                ways = [
+                    {**estimates, "physics": found[rows[seen]]}
+                    for found in self._physics.without(split)
+                ]
+            errors = [Errors.of([way[name] for name in self._wanted], truth) for way in ways]
+            total = [a + b for a, b in zip(total, errors, strict=True)] if total else errors
+        return total  # 64 pixels and more always leave a split
 
     @staticmethod
     def _share(kind: bool, shares: Mapping[str, float]) -> float:
-        return sum(share for name, share in shares.items() if name.startswith("prior") == kind)
+        return sum(share for name, share in shares.items() if _is_of(kind, name))
 
     def _result(
         self, blend: Sequence[Share], shares: Mapping[str, float], errors: Errors, weights: Floats
@@ -266,18 +322,26 @@ class Search:
             tensors = part_tensors(self._problem, share.part, share.nets / share.line)
             name, config = self._named(share.part)
             members.append((name, config, tensors, share.line))
+        if self._physics is not None and shares["physics"]:
+            # by itself: it takes no longer than a student, which would not learn it as exactly
+            tensors = self._physics.tensors(self._problem.msi_range)
+            members.append(("physics", self._physics.model_config, tensors, shares["physics"]))
         scores: dict[str, float | int] = {"validation_pixels": errors.pixels}
         scores["validation_rmse"] = errors.rmse_of(weights)
         for name, rmse in zip(self._wanted, errors.rmse.tolist(), strict=True):
             scores[f"validation_rmse_{name}"] = rmse
             scores[f"weight_{name}"] = shares[name]
-        chosen = " + ".join(f"{shares[name]:.1f} {name}" for name in self._wanted if shares[name])
+        chosen = " + ".join(
+            f"{round(shares[name], 2)} {name}" for name in self._wanted if shares[name]
+        )
         alone = ", ".join(
             f"{name} {rmse:.4g}" for name, rmse in zip(self._wanted, errors.rmse, strict=True)
         )
         if any(self._inner.values()):
             chosen += " (borders left out)"
         choice = f"{chosen}: held-out error {scores['validation_rmse']:.4g} ({alone})"
+        if self._without:
+            choice += f"; without physics: {self._without}"
         if len(members) == 1:
             name, config, tensors, _ = members[0]
             return AutoFit(name, config, tensors, choice, scores, sum(self._steps))
@@ -305,3 +369,8 @@ class Search:
             "features": part.line.features.matrix.shape[1],
         }  # fmt: skip
         return "prior-mlp", config
+
+
+def _is_of(kind: bool, name: str) -> bool:
+    """Tell whether a candidate is a line or a network without a prior, or one with it."""
+    return name != "physics" and name.startswith("prior") == kind

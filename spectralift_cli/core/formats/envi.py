@@ -255,8 +255,7 @@ class EnviWriter(CubeWriter):
         for index, run in enumerate(runs):
             pwrite_all(self._file.fileno(), run, index * step + start * row_bytes)
 
-    def sync(self) -> None:
-        """Bring what was written to the disk."""
+    def _sync(self) -> None:
         sync_data(self._file.fileno())
 
     def _commit(self) -> tuple[Path, ...]:

@@ -210,8 +210,7 @@ class NpyWriter(CubeWriter):
         data = np.ascontiguousarray(block, dtype=self.meta.dtype.newbyteorder("<"))
         pwrite_all(self._file.fileno(), data, self._offset + start * self.meta.row_bytes)
 
-    def sync(self) -> None:
-        """Bring what was written to the disk."""
+    def _sync(self) -> None:
         sync_data(self._file.fileno())
 
     def _commit(self) -> tuple[Path, ...]:

@@ -1,178 +1,128 @@
 """Who computes the blocks of a job: this process, processes beside it, or a Dask cluster.
 
-An executor has one function: `run(worker, blocks, done)` ensures every block and calls done(block)
-after each. Blocks are proven by their receipts; nothing else comes back from where they are computed.
+An executor is entered before anything else is imported or read, so that others can prepare
+themselves meanwhile; `run` then ensures the blocks. They are proven by their receipts; nothing else
+comes back from where they are computed. This module imports nothing of PyTorch's size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
 import os
-import signal
 import threading
-import traceback
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import torch
+from spectralift_cli.core.errors import DataError, SpectraliftWarning
+from spectralift_cli.core.jobs.crew import Assignment, Blocks, Crew, failure_of, raise_failure
 
-from spectralift_cli.core import errors
-from spectralift_cli.core.devices import check_threads
-from spectralift_cli.core.errors import DataError, SpectraliftError, SpectraliftWarning
-from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
-from spectralift_cli.core.jobs.folder import Job
+if TYPE_CHECKING:
+    from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
+    from spectralift_cli.core.jobs.folder import Job
 
 Done = Callable[[int], None]
-_MOST_TRIES = 4
 _CONNECT_S = 15
 _POLL_S = 1.0
-_WINDOW_PER_THREAD = 2  # one block is computed while the next one is on its way
+_WINDOW_PER_THREAD = 2  # some blocks are computed while the next ones are on their way
+_BLOCKS_PER_TASK = 4  # so that one is computed while the last is brought to the disk
+_TASKS_PER_THREAD = 4  # at least, so that no thread is idle for long in the end
 
 
 class Executor(Protocol):
-    """Whoever can ensure the blocks of a job."""
+    """Whoever can ensure the blocks of a job, from when it is entered on."""
 
-    def run(self, worker: BlockWorker, blocks: Iterable[int], done: Done) -> None:
-        """Ensure every block; call done(block) after each, in any order.
+    def adapted(self, task: InferTask) -> InferTask:
+        """Return the task as this process is to open it."""
 
-        Args:
-            worker: of the calling process.
-            blocks: which.
-            done: called in the calling process.
+    def run(self, worker: BlockWorker, blocks: Sequence[int], done: Done) -> None:
+        """Ensure every block; call done(block) after each, in any order and from any thread.
 
         Raises:
             SpectraliftError: a block cannot be computed, or nobody is left to do it.
         """
 
+    def __enter__(self) -> Self: ...
 
-class ThisProcess:
-    """The calling process alone."""
-
-    def run(self, worker: BlockWorker, blocks: Iterable[int], done: Done) -> None:
-        """Ensure every block; see `Executor`."""
-        for block in blocks:
-            worker.ensure(block)
-            done(block)
-
-
-@dataclass(frozen=True)
-class LocalProcesses:
-    """Processes on this machine; one that dies is replaced and its block computed again.
-
-    Args:
-        count: how many, at least 1. They share the task's threads.
-    """
-
-    count: int
-
-    def run(self, worker: BlockWorker, blocks: Iterable[int], done: Done) -> None:
-        """Ensure every block; see `Executor`."""
-        queue = deque(blocks)
-        count = min(self.count, len(queue))
-        task = worker.task
-        task = replace(task, threads=max(1, check_threads(task.threads) // max(1, count)))
-        tries: Counter[int] = Counter()
-        crew: dict[Connection, _Process] = {}
-        with contextlib.ExitStack() as stack:
-            while queue or any(process.block is not None for process in crew.values()):
-                while queue and len(crew) < count:
-                    process = stack.enter_context(_Process(task, worker.job))
-                    crew[process.connection] = process
-                for process in crew.values():
-                    if process.block is None and queue:
-                        process.hand_out(queue.popleft())
-                busy = [c for c, process in crew.items() if process.block is not None]
-                for connection in wait(busy):
-                    process = crew[connection]  # type: ignore[index]  # it is one of `busy`
-                    block = process.block
-                    if block is None:
-                        continue
-                    if process.collect():
-                        done(block)
-                        continue
-                    del crew[process.connection]
-                    tries[block] += 1
-                    if tries[block] == _MOST_TRIES:
-                        raise DataError(
-                            f"{task.output}: {_MOST_TRIES} processes died at block {block}, the "
-                            f"last one with exit code {process.exit_code}",
-                            "look for a lack of memory; --resume continues with fewer --workers",
-                        )
-                    queue.appendleft(block)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
 
 
-class _Process:
-    """A process that computes one block at a time."""
+class _Hired:
+    """What executors have in common: nothing to open or to close."""
 
-    def __init__(self, task: InferTask, job: Job) -> None:
-        # a fresh interpreter: PyTorch's threads do not survive a fork
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.block: int | None = None
-        self._process = context.Process(
-            target=_serve, args=(theirs, task, str(job.folder), job.id), daemon=True
-        )
-        self._process.start()
-        theirs.close()  # so that its end closes when the process dies
+    def adapted(self, task: InferTask) -> InferTask:
+        """Return the task as it is."""
+        return task
 
-    @property
-    def exit_code(self) -> int | None:
-        """Of a process that has ended; negative for the signal that ended it."""
-        return self._process.exitcode
-
-    def hand_out(self, block: int) -> None:
-        """Ask for a block; that the process is dead shows when its answer is collected."""
-        self.block = block
-        with contextlib.suppress(OSError):
-            self.connection.send(block)
-
-    def collect(self) -> bool:
-        """Take the answer; return False where the process died.
-
-        Raises:
-            SpectraliftError: the block cannot be computed.
-        """
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            return False
-        self.block = None
-        _raise_failure(answer)
-        return True
-
-    def __enter__(self) -> _Process:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        self.connection.close()  # an idle process ends by itself
-        if self.block is not None:
-            self._process.terminate()
-        self._process.join()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let everybody go."""
 
 
-def _serve(connection: Connection, task: InferTask, folder: str, job_id: str) -> None:
-    """Compute blocks for as long as the parent asks for some."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, too, and ends this
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SpectraliftWarning)  # the parent has said the same
-        held = _Held()
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                block = connection.recv()
-                connection.send(held.ensure(task, folder, job_id, block))
+class ThisProcess(_Hired):
+    """The calling process alone."""
+
+    def run(self, worker: BlockWorker, blocks: Sequence[int], done: Done) -> None:
+        """Ensure every block; see `Executor`."""
+        worker.run(blocks, done)
 
 
-@dataclass(frozen=True)
-class DaskCluster:
+class LocalProcesses(_Hired):
+    """The calling process and others on this machine; one of these that dies is replaced.
+
+    Args:
+        count: how many in all, at least 1. They share the task's threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._crew = Crew(count - 1)
+
+    def adapted(self, task: InferTask) -> InferTask:
+        """Return the task with this process's share of the threads."""
+        from spectralift_cli.core.devices import check_threads
+
+        return replace(task, threads=max(1, check_threads(task.threads) // self._count))
+
+    def run(self, worker: BlockWorker, blocks: Sequence[int], done: Done) -> None:
+        """Ensure every block; see `Executor`."""
+        shared = Blocks(blocks, done)
+        job = worker.job
+        self._crew.begin(Assignment(worker.task, job.folder, job.id), shared)
+        worker.run(shared, shared.done, shared.fail)
+        self._crew.end()
+
+    def __enter__(self) -> Self:
+        self._crew.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._crew.__exit__(kind, value, traceback)
+
+
+class DaskCluster(_Hired):
     """The workers of a running Dask cluster, which see the same files under the same paths.
 
     Args:
@@ -180,34 +130,111 @@ class DaskCluster:
         scheduler_file: in its place, the file that names it.
     """
 
-    address: str | None = None
-    scheduler_file: Path | None = None
+    def __init__(self, address: str | None = None, scheduler_file: Path | None = None) -> None:
+        self._address = address
+        self._file = scheduler_file
+        self._client: Any = None
+        self._failure: BaseException | None = None
+        self._connecting = threading.Thread(target=self._connect, name="connecting", daemon=True)
 
-    def run(self, worker: BlockWorker, blocks: Iterable[int], done: Done) -> None:
+    def run(self, worker: BlockWorker, blocks: Sequence[int], done: Done) -> None:
         """Ensure every block; see `Executor`."""
+        self._connecting.join()
+        if self._failure is not None:
+            raise self._failure
         distributed = _import_distributed()
-        where = self.address or f"the scheduler of {self.scheduler_file}"
-        lost = DataError(
+        try:
+            with self._client.as_current():
+                self._submit_all(distributed, worker, blocks, done)
+        except (OSError, distributed.CancelledError) as error:  # of the connection and its futures
+            raise self._lost() from error
+
+    def _connect(self) -> None:
+        """Connect, and let every worker import what it will need."""
+        try:
+            distributed = _import_distributed()
+            file = None if self._file is None else str(self._file)
+            if file is not None and not Path(file).is_file():
+                raise DataError(
+                    f"{file}: no such file", "dask scheduler --scheduler-file writes it"
+                )
+            try:
+                self._client = distributed.Client(
+                    self._address, scheduler_file=file, timeout=_CONNECT_S, set_as_default=False
+                )
+                for name in self._client.nthreads():
+                    distributed.fire_and_forget(
+                        self._client.submit(prepare, workers=[name], pure=False)
+                    )
+            except (OSError, ValueError, TimeoutError) as error:
+                raise self._lost() from error
+        except BaseException as failure:  # raised by `run`
+            self._failure = failure
+
+    def _lost(self) -> DataError:
+        where = self._address or f"the scheduler of {self._file}"
+        return DataError(
             f"{where}: there is no connection to the Dask scheduler",
             "start it again, then continue with --resume",
         )
-        file = None if self.scheduler_file is None else str(self.scheduler_file)
-        if file is not None and not Path(file).is_file():
-            raise DataError(f"{file}: no such file", "dask scheduler --scheduler-file writes it")
-        try:
-            client = distributed.Client(
-                self.address, scheduler_file=file, timeout=_CONNECT_S, set_as_default=False
-            )
-        except (OSError, ValueError, TimeoutError) as error:
-            raise lost from error
-        try:
-            with client.as_current():
-                _submit_all(distributed, client, worker.task, worker.job, deque(blocks), done, lost)
-        except (OSError, distributed.CancelledError) as error:  # of the connection and its futures
-            raise lost from error
-        finally:
-            with contextlib.suppress(OSError, TimeoutError):
-                client.close(timeout=1)
+
+    def _submit_all(
+        self, distributed: Any, worker: BlockWorker, blocks: Sequence[int], done: Done
+    ) -> None:
+        """Keep a bounded number of tasks with the cluster until all blocks are done."""
+        client, job, task = self._client, worker.job, worker.task
+        threads = max(1, sum(client.nthreads().values()))
+        queue = deque(tasks_of(blocks, threads))
+        under_way: dict[Any, Sequence[int]] = {}
+        while queue or under_way:
+            if client.status != "running":
+                raise self._lost()
+            threads = sum(client.nthreads().values())
+            while queue and len(under_way) < max(1, _WINDOW_PER_THREAD * threads):
+                some = queue.popleft()
+                future = client.submit(
+                    ensure_on_cluster, task, str(job.folder), job.id, some, pure=False, retries=3,
+                    key=f"spectralift-{job.id}-{some[0]}",
+                )  # fmt: skip
+                under_way[future] = some
+            with contextlib.suppress(TimeoutError):
+                distributed.wait(list(under_way), timeout=_POLL_S, return_when="FIRST_COMPLETED")
+            for future in [future for future in under_way if future.done()]:
+                some = under_way.pop(future)
+                if future.status in ("cancelled", "lost"):
+                    raise self._lost()
+                if future.status == "error":
+                    error = future.exception()
+                    raise DataError(
+                        f"{task.output}: the Dask workers cannot compute blocks {some[0]} to "
+                        f"{some[-1]}: {type(error).__name__}: {error}",
+                        "they need this version of spectralift, and the files under the same paths",
+                    )
+                raise_failure(future.result())
+                for block in some:
+                    done(block)
+
+    def __enter__(self) -> Self:
+        self._connecting.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None or not self._connecting.is_alive():
+            self._connecting.join()
+            if self._client is not None:
+                with contextlib.suppress(OSError, TimeoutError):
+                    self._client.close(timeout=1)
+
+
+def tasks_of(blocks: Sequence[int], threads: int) -> list[Sequence[int]]:
+    """Return the blocks in the tasks that a cluster of so many threads is given."""
+    size = max(1, min(_BLOCKS_PER_TASK, len(blocks) // (_TASKS_PER_THREAD * threads)))
+    return [blocks[at : at + size] for at in range(0, len(blocks), size)]
 
 
 def _import_distributed() -> Any:
@@ -223,65 +250,29 @@ def _import_distributed() -> Any:
         ) from error
 
 
-def _submit_all(
-    distributed: Any,
-    client: Any,
-    task: InferTask,
-    job: Job,
-    queue: deque[int],
-    done: Done,
-    lost: DataError,
-) -> None:
-    """Keep a bounded number of blocks with the cluster until all are done."""
-    under_way: dict[Any, int] = {}
-    while queue or under_way:
-        if client.status != "running":
-            raise lost
-        threads = sum(client.nthreads().values())
-        while queue and len(under_way) < max(1, _WINDOW_PER_THREAD * threads):
-            block = queue.popleft()
-            future = client.submit(
-                ensure_on_cluster, task, str(job.folder), job.id, block, pure=False, retries=3,
-                key=f"spectralift-{job.id}-{block}",
-            )  # fmt: skip
-            under_way[future] = block
-        with contextlib.suppress(TimeoutError):
-            distributed.wait(list(under_way), timeout=_POLL_S, return_when="FIRST_COMPLETED")
-        for future in [future for future in under_way if future.done()]:
-            block = under_way.pop(future)
-            if future.status in ("cancelled", "lost"):
-                raise lost
-            if future.status == "error":
-                error = future.exception()
-                raise DataError(
-                    f"{task.output}: the Dask workers cannot compute block {block}: "
-                    f"{type(error).__name__}: {error}",
-                    "they need this version of spectralift, and the files under the same paths",
-                )
-            _raise_failure(future.result())
-            done(block)
-
-
 class _Held:
-    """What a process keeps between two blocks: the open model, image and output of the last task."""
+    """What a Dask worker's thread keeps between two tasks: the open model, image and output."""
 
     def __init__(self) -> None:
         self._key: Any = None
         self._worker: BlockWorker | None = None
 
-    def ensure(self, task: InferTask, folder: str, job_id: str, block: int) -> dict[str, Any]:
-        """Ensure a block; return what went wrong, which may have to travel, as plain values."""
+    def ensure(
+        self, task: InferTask, folder: str, job_id: str, blocks: Iterable[int]
+    ) -> dict[str, Any]:
+        """Ensure blocks; return what went wrong, which may have to travel, as plain values."""
+        from spectralift_cli.core.jobs.blocks import BlockWorker
+
         try:
             with _joined(folder, job_id) as job:
                 if self._key != (job_id, task) or self._worker is None:
                     self.drop()
                     self._worker = BlockWorker(task, job)
                     self._key = (job_id, task)
-                self._worker.ensure(block)
-        except SpectraliftError as error:
-            return {"error": (type(error).__name__, error.message, error.hint)}
-        except Exception:  # a bug, to be shown where somebody can see it
-            return {"bug": traceback.format_exc()}
+                self._worker.run(blocks, lambda block: None)
+        except Exception as error:
+            self.drop()
+            return failure_of(error)
         return {}
 
     def drop(self) -> None:
@@ -293,7 +284,9 @@ class _Held:
 
 @contextlib.contextmanager
 def _joined(folder: str, job_id: str) -> Iterator[Job]:
-    """Join a job for one block, so that nobody waits for a process that has nothing to do."""
+    """Join a job for one task, so that nobody waits for a process that has nothing to do."""
+    from spectralift_cli.core.jobs.folder import Job
+
     try:
         job = Job(Path(folder), job_id)
     except FileNotFoundError as error:
@@ -308,28 +301,23 @@ def _joined(folder: str, job_id: str) -> Iterator[Job]:
 _ON_CLUSTER = threading.local()
 
 
-def ensure_on_cluster(task: InferTask, folder: str, job_id: str, block: int) -> dict[str, Any]:
-    """Ensure a block in a Dask worker, whose threads each keep files of their own open."""
+def prepare() -> None:
+    """Import in a Dask worker what its first task will need."""
+    importlib.import_module("spectralift_cli.core.jobs.blocks")
+
+
+def ensure_on_cluster(
+    task: InferTask, folder: str, job_id: str, blocks: Sequence[int]
+) -> dict[str, Any]:
+    """Ensure blocks in a Dask worker, whose threads each keep files of their own open."""
+    import torch
+
     torch.set_num_threads(1)  # for good: a thread that set it back would disturb the others
     if not hasattr(_ON_CLUSTER, "held"):
         _ON_CLUSTER.held = _Held()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectraliftWarning)
         found: dict[str, Any] = _ON_CLUSTER.held.ensure(
-            replace(task, threads=task.threads or 1), folder, job_id, block
+            replace(task, threads=task.threads or 1), folder, job_id, blocks
         )
     return found
-
-
-def _raise_failure(answer: dict[str, Any]) -> None:
-    """Raise what went wrong in another process.
-
-    Raises:
-        SpectraliftError: of the class that it was there.
-        RuntimeError: a bug, with its traceback.
-    """
-    if "error" in answer:
-        name, message, hint = answer["error"]
-        raise getattr(errors, name)(message, hint)
-    if "bug" in answer:
-        raise RuntimeError(answer["bug"])

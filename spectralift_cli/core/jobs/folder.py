@@ -1,7 +1,7 @@
 """A job on disk: `.OUT.job` with plan.json, data/, receipts/ and a lock.
 
 A process at work holds the lock together with others; who removes the job, or moves the output
-out of it, holds it alone. Receipts are written after the values that they prove, and whole; a
+out of it, holds it alone. Receipts are written after the values that they prove have reached it, and whole; a
 receipt or value that the disk lost nevertheless is noticed by the checksum.
 """
 
@@ -26,7 +26,7 @@ from spectralift_cli.core.jobs.plan import differences
 from spectralift_cli.core.outputs import Staging
 
 _SCHEMA = "spectralift.job/1"
-_RECEIPT_SCHEMA = "spectralift.receipt/1"
+_RECEIPT_SCHEMA = "spectralift.receipt/2"
 _JSON_BYTES = 16 * 2**20
 
 
@@ -35,12 +35,12 @@ class Receipt:
     """The proof that a block is complete.
 
     Args:
-        sha256: of its stored values.
+        crc32: of its stored values, a checksum.
         input_sha256: of the MSI rows that it was made of.
         counts: of its pixels and values.
     """
 
-    sha256: str
+    crc32: int
     input_sha256: str
     counts: Counts
 
@@ -148,12 +148,12 @@ class Job:
                 return None
             names = [field.name for field in fields(Counts)]
             counts = [found["counts"][name] for name in names]
-            sha256, input_sha256 = str(found["sha256"]), str(found["input_sha256"])
+            crc32, input_sha256 = found["crc32"], str(found["input_sha256"])
         except (FileNotFoundError, KeyError, TypeError, DataError):
             return None
-        if not all(type(n) is int and n >= 0 for n in counts):
+        if not all(type(n) is int and n >= 0 for n in (crc32, *counts)):
             return None
-        return Receipt(sha256, input_sha256, Counts(*counts))
+        return Receipt(crc32, input_sha256, Counts(*counts))
 
     def add_receipt(self, block: int, receipt: Receipt) -> None:
         """Write a block's receipt; its values are written.

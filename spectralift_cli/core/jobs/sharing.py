@@ -1,21 +1,26 @@
-"""Joining a job, having its blocks computed, and moving the finished output into place."""
+"""Joining a job, having its blocks computed, and moving the finished output into place.
+
+What PyTorch brings along is imported inside: whoever helps is started before.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectralift_cli.core.cube import Progress, no_progress
-from spectralift_cli.core.devices import resolve_device
-from spectralift_cli.core.engine import Counts
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.formats import check_shares_rows, open_cube
-from spectralift_cli.core.inference import Inference, InferResult
-from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
 from spectralift_cli.core.jobs.executors import DaskCluster, Executor, LocalProcesses, ThisProcess
-from spectralift_cli.core.jobs.folder import Job, job_path, refuse_unfinished
 from spectralift_cli.core.jobs.plan import Shard
+
+if TYPE_CHECKING:
+    from spectralift_cli.core.inference import Inference, InferResult
+    from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
+    from spectralift_cli.core.jobs.folder import Job
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,8 @@ class Sharing:
         if self.workers is not None and self.workers < 1:
             raise OptionError(f"{self.workers} workers cannot work", "give --workers 1 or more")
 
-    @property
     def executor(self) -> Executor:
-        """Who computes the blocks."""
+        """Return who computes the blocks, to be entered first of all."""
         if self.scheduler is not None or self.scheduler_file is not None:
             return DaskCluster(self.scheduler, self.scheduler_file)
         return ThisProcess() if self.workers is None else LocalProcesses(self.workers)
@@ -74,7 +78,11 @@ class SharedResult:
 
 
 def infer_shared(
-    task: InferTask, sharing: Sharing, *, progress: Progress = no_progress
+    task: InferTask,
+    sharing: Sharing,
+    *,
+    executor: Executor | None = None,
+    progress: Progress = no_progress,
 ) -> SharedResult:
     """Write the sharp hyperspectral cube of an HR-MSI together with other processes.
 
@@ -83,7 +91,8 @@ def infer_shared(
     Args:
         task: the inference.
         sharing: who works on it.
-        progress: called with (done, total) blocks of this run.
+        executor: of `sharing`, where the caller has entered it already.
+        progress: called with (done, total) blocks of this run, by one thread at a time.
 
     Raises:
         DataError: see `infer`; or an input changed since the job was begun.
@@ -91,7 +100,14 @@ def infer_shared(
         OutputExistsError: the output, or an unfinished job of it, is there and neither `overwrite`
             nor `resume` was asked for.
     """
-    given, task = task, _absolute(task)
+    if executor is None:
+        check_shares_rows(task.output)
+        with sharing.executor() as own:
+            return infer_shared(task, sharing, executor=own, progress=progress)
+    from spectralift_cli.core.engine import Counts
+    from spectralift_cli.core.jobs.folder import Job, job_path, refuse_unfinished
+
+    given, task = task, executor.adapted(_absolute(task))
     check_shares_rows(task.output)
     joins = sharing.resume or sharing.shard is not None
     if not joins:
@@ -101,7 +117,7 @@ def infer_shared(
         job = Job.join(task.output, plan, must_be_new=not joins, overwrite=task.overwrite)
         with job, _worker(task, job, inference) as worker:
             blocks = range(worker.grid.count)
-            ensured = _ensure(worker, sharing, progress)
+            ensured = _ensure(worker, sharing, executor, progress)
             receipts = [job.receipt(block) for block in blocks]
             complete = [receipt for receipt in receipts if receipt is not None]
             result = None
@@ -114,6 +130,8 @@ def infer_shared(
 
 
 def _worker(task: InferTask, job: Job, inference: Inference) -> BlockWorker:
+    from spectralift_cli.core.jobs.blocks import BlockWorker
+
     try:
         return BlockWorker(task, job, inference)
     except BaseException:
@@ -121,17 +139,22 @@ def _worker(task: InferTask, job: Job, inference: Inference) -> BlockWorker:
         raise
 
 
-def _ensure(worker: BlockWorker, sharing: Sharing, progress: Progress) -> set[int]:
+def _ensure(
+    worker: BlockWorker, sharing: Sharing, executor: Executor, progress: Progress
+) -> set[int]:
     """Ensure this run's share of the blocks; return them."""
     total = worker.grid.count
     share = range(total) if sharing.shard is None else sharing.shard.of(total)
     ensured: set[int] = set()
 
-    def done(block: int) -> None:
-        ensured.add(block)
-        progress(len(ensured), len(share))
+    lock = threading.Lock()
 
-    sharing.executor.run(worker, share, done)
+    def done(block: int) -> None:
+        with lock:
+            ensured.add(block)
+            progress(len(ensured), len(share))
+
+    executor.run(worker, share, done)
     return ensured
 
 
@@ -144,9 +167,8 @@ def _finish(worker: BlockWorker, ensured: set[int]) -> tuple[Path, ...]:
         if not is_there:
             with open_cube(worker.task.output) as reader:
                 return reader.files
-        for block in range(worker.grid.count):
-            if block not in ensured:
-                worker.ensure(block)
+        others = [block for block in range(worker.grid.count) if block not in ensured]
+        worker.run(worker.unproven(others), lambda block: None)
         worker.writer.assume(slice(None))
         files = worker.writer.commit()
         worker.job.remove()
@@ -155,6 +177,8 @@ def _finish(worker: BlockWorker, ensured: set[int]) -> tuple[Path, ...]:
 
 def _absolute(task: InferTask) -> InferTask:
     """Return the task with paths that mean the same wherever a process was started."""
+    from spectralift_cli.core.devices import resolve_device
+
     wavelengths = task.reading.wavelengths
     return replace(
         task,

@@ -42,6 +42,10 @@ MODELS: dict[str, ModelRow] = {
         "the LR-HSI interpolated at the pixel, corrected by the MSI; for this image only",
         "spectralift_cli.core.models.residual:build_prior",
     ),
+    "physics": ModelRow(
+        "the linear model and random Fourier features, fitted to the LR-HSI through the PSF",
+        "spectralift_cli.core.models.fourier:build_fourier",
+    ),
     "ensemble": ModelRow(
         "a weighted sum of the others",
         "spectralift_cli.core.models.ensemble:build_ensemble",

@@ -79,6 +79,13 @@ class SpectralModel(nn.Module, ABC):
         """
         return sum((2 if p.ndim > 1 else 1) * p.numel() for p in self.parameters())
 
+    def kernel_bytes(self, pixels: int) -> int:
+        """Return about the memory that a kernel for so many pixels takes, its weights included."""
+        # the prior's grid is no layer
+        widest = max(max(p.shape) for n, p in self.named_parameters() if not n.endswith("scores"))
+        layers = 3 * pixels * (widest + self.hsi_bands)
+        return 4 * (layers + self.parameter_count)
+
     def with_weights(self, weights: Mapping[str, Tensor]) -> SpectralModel:
         """Take these tensors as weights, without copying them; return the model itself."""
         self.load_state_dict(dict(weights), strict=True, assign=True)

@@ -49,6 +49,10 @@ class Ensemble(SpectralModel):
                 found[f"members.{index}.{name}"] = tensor
         return found
 
+    def kernel_bytes(self, pixels: int) -> int:
+        """Return about the memory that a kernel takes; see `SpectralModel.kernel_bytes`."""
+        return sum(member.kernel_bytes(pixels) for member in self._models())
+
     def kernel(self, pixels: int, precision: str = "fp32") -> Kernel:
         """Return an inference function; see `SpectralModel.kernel`."""
         members = self._models()

@@ -11,6 +11,7 @@ from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.models.base import Kernel, SpectralModel
 
 MAX_CENTRES = 65_536
+_TABLE = 2**19  # kernel values at a time on a processor
 
 
 def matern52(scaled: Tensor, centres: Tensor) -> Tensor:
@@ -63,6 +64,11 @@ class KernelModel(SpectralModel):
         del generator
         return {name: torch.zeros(p.shape) for name, p in self.named_parameters()}
 
+    def kernel_bytes(self, pixels: int) -> int:
+        """Return about the memory that a kernel takes; see `SpectralModel.kernel_bytes`."""
+        tables = 4 * max(_TABLE, 64 * len(self.centres))
+        return 4 * (tables + pixels * (self.hsi_bands + 4 * self.msi_bands) + self.parameter_count)
+
     def kernel(self, pixels: int, precision: str = "fp32") -> Kernel:
         """Return an inference function; see `SpectralModel.kernel`. It computes in float32 always."""
         del precision
@@ -70,7 +76,7 @@ class KernelModel(SpectralModel):
         out = torch.empty((pixels, self.hsi_bands), device=parts["linear"].device)
         # the table of kernel values must fit a processor's cache, or a part of a GPU's memory,
         # whatever the number of centres
-        table = 2**19 if out.device.type == "cpu" else 2**26
+        table = _TABLE if out.device.type == "cpu" else 2**26
         step = max(64, table // max(1, len(parts["centres"])))
 
         def call(x: Tensor) -> Tensor:

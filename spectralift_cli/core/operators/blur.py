@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import fft
 
 from spectralift_cli.core.cube import AnyArray, FloatArray
 from spectralift_cli.core.operators.bandwise import per_band
@@ -104,6 +103,9 @@ class _Convolution:
     """
 
     def __init__(self, kernel: FloatArray, shape: tuple[int, int]) -> None:
+        from scipy import fft  # which inference does without
+
+        self._fft = fft
         rows, cols = (
             fft.next_fast_len(n + k - 1, real=True)
             for n, k in zip(shape, kernel.shape, strict=True)
@@ -113,9 +115,9 @@ class _Convolution:
 
     def __call__(self, image: FloatArray) -> FloatArray:
         """Return float64 of the padded shape; its row i is row i of the full convolution."""
-        spectrum = fft.rfft2(image, self._shape)
+        spectrum = self._fft.rfft2(image, self._shape)
         spectrum *= self._spectrum
-        result: FloatArray = fft.irfft2(spectrum, self._shape, overwrite_x=True)
+        result: FloatArray = self._fft.irfft2(spectrum, self._shape, overwrite_x=True)
         return result
 
 

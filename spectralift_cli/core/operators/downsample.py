@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from spectralift_cli.core.cube import AnyArray, FloatArray
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.operators.bandwise import per_band
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class AreaMean:
 
     def weights(self, n: int) -> sparse.csr_array:
         """Return the (lr_size(n), n) matrix of one axis; each row sums to 1."""
+        from scipy import sparse  # a quarter of a second that inference does without
+
         m = self.lr_size(n)
         # integers keep the edges exact: LR pixel i covers [i n / m, (i+1) n / m]
         span, per = (n, m) if self.fractional else (self.ratio, 1)

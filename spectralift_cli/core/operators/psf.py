@@ -10,7 +10,6 @@ import importlib
 from collections.abc import Callable
 
 import numpy as np
-from scipy import special
 
 from spectralift_cli.core.cube import AnyArray, FloatArray
 from spectralift_cli.core.errors import DataError
@@ -115,6 +114,8 @@ def airy(r: FloatArray, x: FloatArray, y: FloatArray, sigma_px: float, protocol:
     The Airy pattern has the Bessel function J1. The published code has the modified one, K1, which
     diverges at the centre, and sets the centre to 1; that is also the limit with J1.
     """
+    from scipy import special  # which inference does without
+
     z = 2.33811 * r / sigma_px
     bessel = special.k1 if protocol == "published" else special.j1
     away = z > 0

@@ -7,10 +7,16 @@ what the correction explains of it, the share f of the correction that predicts 
     f = sum d q / sum q^2, between 0 and 1,   and it gains sum d^2 - sum (d - f q)^2.
 
 The gain's standard error is that over blocks, which share no pixel.
+
+LR pixels held out see through the same kernel as the others, so that a wrong one deceives this judge.
+Where a kernel is to be trusted although the images ask for another, the HR-MSI, which needs none, is
+the second: with m what it shows beyond the estimate and c what it would show of the correction, in
+units of its noise, no more than the share sum c m / sum c^2 is applied.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +47,7 @@ class Verdict:
         gain_std: its standard error.
         held_pixels: LR pixels it was judged on.
         blocks: of pixels.
+        msi_share: of the correction, by which the HR-MSI is nearest; None where it was not asked.
     """
 
     decision: str
@@ -49,15 +56,28 @@ class Verdict:
     gain_std: float
     held_pixels: int
     blocks: int
+    msi_share: float | None = None
+
+    def limited(self, msi_share: float) -> Verdict:
+        """Return the verdict with no more of the correction than the HR-MSI bears out."""
+        share = 1.0 if msi_share >= _NEARLY_ALL else max(msi_share, 0.0)
+        decision = self.decision if share == 1 or not self.factor else "damp" if share else "drop"
+        factor = self.factor * share
+        return dataclasses.replace(
+            self, decision=decision, factor=factor, msi_share=float(msi_share)
+        )
 
     def __str__(self) -> str:
         if self.decision == "ungated":
             return "refinement applied whatever held-out pixels say"
         words = {"keep": "kept", "damp": f"damped to {self.factor:.2f}", "drop": "dropped"}
+        asked = "" if self.msi_share is None else (
+            f"; the images ask for another PSF, and the HR-MSI bears out {self.msi_share:.2f} of it"
+        )  # fmt: skip
         return (
             f"refinement {words[self.decision]}: held-out error {-100 * self.gain:+.2f} % "
             f"(standard error {100 * self.gain_std:.2f} %) on {self.held_pixels:,} LR pixels in "
-            f"{self.blocks:,} blocks"
+            f"{self.blocks:,} blocks{asked}"
         )
 
 

@@ -39,7 +39,8 @@ _DIFFERENCE_NOISE = (0.5 + 6.0) / 2
 _SHIFTS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
 # times the noise's power, from which a mismatch is worth a word and a fresh start worth a try
 BAD_MATCH = 2.0
-_CLEARLY_BETTER = 0.5
+# of the power that is left, what another kernel must fall below to be taken instead
+CLEARLY_BETTER = 0.5
 # start widths where no PSF is known, in LR pixels
 _WIDTHS = (0.25, 0.4, 0.6, 0.85, 1.2)
 
@@ -66,12 +67,13 @@ class Match:
     gain: FloatArray
     pixels: int
 
-    def covariance(self, image: Floats32, valid: BoolArray) -> FloatArray:
+    def covariance(self, image: Floats32, valid: BoolArray, noise_power: FloatArray) -> FloatArray:
         """Return (K, K) the covariance of the error that the kernel makes in coefficients.
 
         Args:
-            image: (h, w, K) coefficients of the LR-HSI, noise 1.
+            image: (h, w, K) coefficients of the LR-HSI.
             valid: (h, w).
+            noise_power: (K,) variance of noise in each.
         """
         excess = max(self.after - 1, 0.0)
         bands = image.shape[2]
@@ -81,7 +83,7 @@ class Match:
             for each in found:
                 flat = each.astype(np.float64)
                 moments += flat.T @ flat / max(1, len(flat)) / len(found)
-            moments -= _DIFFERENCE_NOISE * np.eye(bands)
+            moments -= _DIFFERENCE_NOISE * np.diag(noise_power)
             values, axes = np.linalg.eigh(moments)
             moments = (axes * np.maximum(values, 0)) @ axes.T * (excess / self.roughness)
         return moments
@@ -153,7 +155,7 @@ def matched(images: Pair, psf: FloatArray | None, *, trusted: bool = False) -> M
         return given
     # small steps from a kernel of quite another width may end short of what a fresh start finds
     found = match(images, guess_psf(images))
-    if found.after > _CLEARLY_BETTER * given.after:
+    if found.after > CLEARLY_BETTER * given.after:
         return given
     return dataclasses.replace(found, before=given.before, steps=given.steps + found.steps)
 

@@ -29,6 +29,19 @@ _WHOLE = 0.99  # share of its weight that an LR pixel must see to count
 
 
 @dataclass(frozen=True, eq=False)
+class Optical:
+    """What is known of the blur between the images.
+
+    Args:
+        psf: (k, k) on the HR grid; None to find one.
+        includes_footprint: whether it holds the LR pixel's footprint already.
+    """
+
+    psf: FloatArray | None = None
+    includes_footprint: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Optics:
     """LR = mean(blur(HR)) with its transpose.
 

@@ -3,7 +3,8 @@
 With coefficients z_p (K,) of a correction at HR pixel p, X_p = X0_p + noise_std * (basis @ z_p)
 (`signal`), the two images say
 
-    y_h - A X0 = A z + n_h,   n_h ~ N(0, N)    in coefficients, N = I + what the PSF leaves (`match`)
+    y_h - A X0 = A z + n_h,   n_h ~ N(0, N)    N: what the axes took up of the noise (`signal`), and
+                                               what the PSF leaves (`match`)
     y_m - X0 SRF^T = z P + n_m,   n_m ~ N(0, L),   P (K, M) the response to each coefficient
 
 with A the LR-HSI's blur and mean, the same for every coefficient. The prior is the estimate:
@@ -13,16 +14,13 @@ Image Processing 24 (2015), FUSE) and Simoes et al. (IEEE Transactions on Geosci
 Sensing 53 (2015), HySure) pose fusion this way, with a prior about images; here it is about an
 estimate's errors, so that small data terms leave the estimate as it is.
 
-1. The MSI is per pixel. Its part of the posterior is closed: with the eigenvectors T of L^-1/2 P^T C
-   P L^-1/2, eigenvalues e (T whitens L),
+1. The MSI is per pixel, and so is its part of the posterior; `msi_step` has it in closed form. It
+   leaves, of the covariance,
 
-       z1_p = (m_p T) * w_p^2 / (1 + w_p^2 e) @ T^T P^T C,   C1 = C - C P T / (1 + e) T^T P^T C,
+       w_p^2 C1,   C1 = C - C P (P^T C P + L)^-1 P^T C
 
-   and w_p^2 C1 is left of the covariance (exactly where w is constant; elsewhere the MSI's noise
-   is taken to vary with w, too, for this second step alone). C is `strength` times what the LR
-   residual shows; z1 itself is taken with C / strength: a footprint's mean hides most of single
-   pixels' errors, yet what C's directions, learned from means, say of a single pixel's spectrum is
-   trusted less than its size (measured: with all of C, sands that no LR pixel showed went wrong).
+   (exactly where w is constant; elsewhere the MSI's noise is taken to vary with w, too, for this
+   second step alone).
 2. In the basis that makes N the identity and C1 diagonal, diag(s), coefficients decouple, and each
    is solved on the LR grid:
 
@@ -61,21 +59,21 @@ class Prior:
     """The covariance C of the estimate's errors, and what the MSI leaves of it.
 
     Args:
-        covariance: (K, K) C, with variance 1 for the LR-HSI's noise.
+        covariance: (K, K) C.
         response: (K, M) P.
         msi_noise_std: (M,)
-        mismatch: (K, K) N - I.
+        noise: (K, K) N.
     """
 
     covariance: FloatArray
     response: FloatArray
     msi_noise_std: FloatArray
-    mismatch: FloatArray
+    noise: FloatArray
 
     @classmethod
     def of(
         cls, residual: FloatArray, strength: float, response: FloatArray, msi_noise_std: FloatArray,
-        mismatch: FloatArray,
+        noise: FloatArray,
     ) -> Prior:  # fmt: skip
         """Learn C from the LR residual.
 
@@ -85,35 +83,22 @@ class Prior:
                 larger than those of the means over a footprint.
             response: (K, M).
             msi_noise_std: (M,).
-            mismatch: (K, K).
+            noise: (K, K).
         """
-        count = residual.shape[1]
-        noise = np.eye(count) + mismatch
         found = residual.T @ residual / max(1, len(residual)) - noise
         values, axes = np.linalg.eigh((found + found.T) / 2)
         covariance = (axes * np.maximum(values, _LEAST_VARIANCE)) @ axes.T * strength
-        return cls(covariance, response, msi_noise_std, mismatch)
-
-    def msi_step(self, share: float = 1.0) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return T (M, J), e (J,) and T^T P^T C (J, K) of step 1.
-
-        Args:
-            share: of C to assume.
-        """
-        noise = self.msi_noise_std
-        across = self.response.T @ self.covariance * share  # (M, K) P^T C
-        values, axes = np.linalg.eigh(across @ self.response / np.outer(noise, noise))
-        whiten = axes / noise[:, None]
-        return whiten, np.maximum(values, 0), whiten.T @ across
+        return cls(covariance, response, msi_noise_std, noise)
 
     def left(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return s (K,), and the maps (K, K) into and out of the decoupled basis of step 2.
 
         Coefficients z (..., K) become z @ into; z' @ out_of brings corrections back.
         """
-        _, values, across = self.msi_step()
-        remaining = self.covariance - across.T @ (across / (1 + values)[:, None])
-        noise, axes = np.linalg.eigh(np.eye(len(remaining)) + self.mismatch)
+        across = self.response.T @ self.covariance  # (M, K) P^T C
+        seen = across @ self.response + np.diag(np.square(self.msi_noise_std))
+        remaining = self.covariance - across.T @ np.linalg.solve(seen, across)
+        noise, axes = np.linalg.eigh(self.noise)
         whiten, colour = axes / np.sqrt(noise), (axes * np.sqrt(noise)).T
         whitened = whiten.T @ remaining @ whiten
         variances, turn = np.linalg.eigh((whitened + whitened.T) / 2)

@@ -30,19 +30,21 @@ _QUIETEST = 0.3
 
 @dataclass(frozen=True, eq=False)
 class SignalSpace:
-    """Spectra = mean + noise_std * (basis @ z), z the coefficients; noise has variance 1 in each.
+    """Spectra = mean + noise_std * (basis @ z), z the coefficients.
 
     Args:
         mean: (B,) of the LR-HSI.
         noise_std: (B,) standard deviation of its noise, in units.
         rms: (B,) its root mean square, in units.
         basis: (B, K), orthonormal.
+        noise_power: (K,) variance of noise in each coefficient.
     """
 
     mean: FloatArray
     noise_std: FloatArray
     rms: FloatArray
     basis: FloatArray
+    noise_power: FloatArray
 
     @property
     def components(self) -> int:
@@ -100,7 +102,8 @@ class SignalSpace:
             freedom = freedom * max(pixels - 1 - kept, 1) / pixels
             relative = deviation * np.sqrt(np.maximum(residual, 1e-12) / freedom) / rms
             deviation = _not_too_quiet(relative) * rms
-        return cls(mean, deviation, rms, axes)
+        noise = noise_in_axes(values[:kept], bands / pixels)
+        return cls(mean, deviation, rms, axes, noise)
 
     def coefficients(self, spectra: Floats32) -> Floats32:
         """Return (..., K) of spectra (..., B) in units."""
@@ -134,6 +137,38 @@ def _beyond_others(correlation: FloatArray, pixels: int) -> FloatArray:
     ridge = 1e-9 * np.trace(correlation) / bands * np.eye(bands)
     alone = 1 / np.diag(np.linalg.inv(correlation + ridge))
     return _not_too_quiet(np.sqrt(np.maximum(alone, 1e-12) * pixels / (pixels - bands)))
+
+
+def noise_in_axes(values: FloatArray, aspect: float) -> FloatArray:
+    """Return (K,) the variance of noise along principal axes that were learned from the same noise.
+
+    An axis found in noisy data leans towards the data's own noise, so that noise shows more than its
+    variance there. With one signal of variance x^2 an axis, beta = B / N, and the limits of the
+    eigenvalue and of the cosines c, c' between found and true singular vectors,
+
+        e = (x^2 + 1) (x^2 + beta) / x^2,
+        c^2 = (x^4 - beta) / (x^4 + beta x^2),   c'^2 = (x^4 - beta) / (x^4 + x^2),
+
+    what the noise has along the found axis is e + x^2 c^2 - 2 sqrt(e) x c c', which is
+
+        1 + beta + 3 beta / x^2 - beta (x^2 + 1) / (x^2 + beta):
+
+    1 for a strong signal, the largest eigenvalue of noise alone, (1 + sqrt(beta))^2, for one that
+    is just seen; an axis below that is all noise.
+
+    Args:
+        values: (K,) eigenvalues of the covariance, 1 being the variance of noise.
+        aspect: beta, bands over pixels.
+
+    Source: Benaych-Georges and Nadakuditi, Journal of Multivariate Analysis 111 (2012), as given in
+    Gavish and Donoho, IEEE Transactions on Information Theory 63 (2017).
+    """
+    above = values - 1 - aspect
+    seen = values > (1 + np.sqrt(aspect)) ** 2
+    signal = np.where(seen, above + np.sqrt(np.maximum(above**2 - 4 * aspect, 0)), 2.0) / 2
+    lean = aspect * (1 + 3 / signal - (signal + 1) / (signal + aspect))
+    found: FloatArray = np.where(seen, 1 + lean, np.maximum(values, 1))
+    return found
 
 
 def _not_too_quiet(relative: FloatArray) -> FloatArray:

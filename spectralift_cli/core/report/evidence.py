@@ -24,9 +24,9 @@ _MAP_PERCENT = 99.0
 _MAP_SIZE = 256  # pixels, longest side of a residual's map
 _DECISIONS = {
     "keep": "Held-out LR pixels say that the refinement helps, so it was applied.",
-    "damp": "Held-out LR pixels say that a part of the refinement helps, so it was damped.",
-    "drop": "Held-out LR pixels say that the refinement does not help, so the result is as the "
-    "model made it.",
+    "damp": "The images say that a part of the refinement helps, so it was damped.",
+    "drop": "The images say that the refinement does not help, so the result is as the model made "
+    "it.",
     "ungated": "The refinement was applied whatever held-out LR pixels say.",
 }
 
@@ -49,6 +49,9 @@ def refinement(context: Context) -> list[Part] | None:
         pixels, blocks = numbers.get("held_pixels"), numbers.get("blocks")
         if pixels is not None and blocks is not None:
             rows.append(("judged on", f"{pixels:,.0f} LR pixels in {blocks:,.0f} blocks"))
+    share = numbers.get("msi_share")
+    if share is not None:
+        rows.append(("share that the HR-MSI bears out", f"{100 * share:.3g} %"))
     factor = numbers.get("factor")
     if factor is not None:
         rows.append(("share applied", f"{100 * factor:.3g} %"))
@@ -101,7 +104,8 @@ def uncertainty(context: Context) -> list[Part] | None:
     words = [
         f"The error of a pixel (RMSE over bands) is expected to be {mean:.3g} data units on "
         f"average. {100 * flagged:.3g} % of the pixels have a spectrum outside of what was seen in "
-        "training, where neither the result nor this number is sure."
+        "training, where neither the result nor this number is sure. The numbers are of the result "
+        "before any refinement; they hold on average over scenes, not in each."
     ]
     surveyed = context.surveys.get("hr")
     if surveyed is not None and surveyed.rmse is not None:

@@ -8,7 +8,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -158,6 +157,8 @@ def documented_srf(num_msi_bands: int, wavelengths_nm: FloatArray, fwhm_factor: 
     Raises:
         DataError: no such sensor, or a wavelength that is not finite and positive.
     """
+    from scipy.special import ndtr  # which inference does without
+
     bands = documented_bands(num_msi_bands)
     wavelengths = _checked_wavelengths(wavelengths_nm, "the cube")
     centres = np.array([band.centre_nm for band in bands])

@@ -1,18 +1,18 @@
-"""Calibrate the expectation of errors on held-out LR pixels and one scale down."""
+"""Calibrate the expectation of errors on held-out LR pixels, one scale down and on the HR-MSI."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 
 from spectralift_cli.core.auto import fit_auto
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.coarse import product
+from spectralift_cli.core.coarse import Subspace, product
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, no_progress
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -21,16 +21,19 @@ from spectralift_cli.core.holdout import block_splits, inner_pixels
 from spectralift_cli.core.inference import predict
 from spectralift_cli.core.models.base import SpectralModel, build_model
 from spectralift_cli.core.observation import Observation
+from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.training import load_pairs
 from spectralift_cli.core.uncertainty.calibration import (
     Calibration,
     ErrorModel,
-    grown,
+    Judged,
     scatter_of,
     upper_quantile,
 )
+from spectralift_cli.core.uncertainty.growth import find_growth, left_out
 from spectralift_cli.core.uncertainty.reference import FloatPixels, Reference
+from spectralift_cli.core.uncertainty.spectra import SharpSpectra, sample
 from spectralift_cli.core.validation.reduced import rescaled_kernel
 from spectralift_cli.core.validation.reproject import degrade
 
@@ -41,9 +44,7 @@ _FEWEST_COARSE = 16
 _FLAG_LEVEL = 0.99  # of held-out LR pixels lie nearer to those seen than what is flagged
 _LEAST_INSIDE = 0.5
 _SIGNALS = 12  # components that may hold more than noise
-# of errors, from one scale to the next; purer pixels are not easier, so less than 1 tells of the few
-# pixels one scale down
-_GROWTHS = 1.0, 20.0
+_UNLIKE = 2.0  # times the variance of even noise that of noise may be, unlike as bands are
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,7 @@ class _Fitter:
 def calibrate(
     checkpoint: Checkpoint,
     lr_hsi: CubeReader,
+    hr_msi: CubeReader,
     observation: Observation,
     psf: str,
     *,
@@ -113,32 +115,31 @@ def calibrate(
 ) -> Calibration:
     """Return how wrong a model is to be expected.
 
-    1. The model is fitted again without blocks of LR pixels, and a line of log RMSE over cheap
-       features is fitted to its errors there, with conformal quantiles of what scatters around it.
-    2. Errors of HR pixels are larger, since these are purer. By how much is measured one scale
-       down: the LR-HSI is degraded once more by the same optics, a model is fitted and its
-       held-out errors modelled there, and compared with its errors at the LR pixels, noise apart
-       (`grown`). The step is as large as the pixels allow, up to the ratio of the images. What it
-       shows is used as it is: carried on to the whole ratio as a power, the accidents of a few
-       coarse pixels made errors four times too large. Errors scatter as they do at either scale,
-       whichever is more.
+    Errors are those against spectra freed of the LR-HSI's noise, as far as that lies outside of
+    its principal components (`noise_free`).
 
-    Noise of the LR-HSI is part of every error that can be observed, and stays part of what is
-    expected: RMSE against a spectrum that was measured as the LR-HSI was. Its variance is that of
-    the components of the spectra that hold nothing else; the degraded image, which has less, gets
-    as much.
+    1. The model is fitted again without blocks of LR pixels, which gives errors at held-out pixels.
+    2. HR pixels are purer, and no LR pixel is held out of them. How errors scatter, and what they
+       depend on, is seen one scale down as well: the LR-HSI is degraded once more by the same
+       optics, a model fitted there and applied to the LR pixels.
+    3. One line of log RMSE over cheap features is fitted to both, each for its own level.
+    4. The level at HR pixels is that of the held-out LR pixels times a growth, to which the HR-MSI
+       bears witness (`find_growth`). Growth found one scale down, where there are few pixels and
+       these are blurred twice, missed by more.
+    5. Quantiles hold the scatter of pixels, the growth's spread and the level's standard error.
 
     Args:
         checkpoint: what was trained.
         lr_hsi: on this image.
-        observation: how its instrument sees the HR grid.
+        hr_msi: of which errors are to be expected.
+        observation: how the LR-HSI's instrument sees the HR grid.
         psf: where the PSF comes from, in words.
         device: where to fit; None for the processor.
         threads: at most; None for all this process may use. Changes no byte.
         progress: called with fits done and in all.
 
     Raises:
-        DataError: too few LR pixels.
+        DataError: too few LR pixels, or an MSI without a value.
     """
     config = replace(checkpoint.train_config, uncertainty=False)
     data = load_pairs(lr_hsi, checkpoint.srf, scaling=checkpoint.scaling)
@@ -146,105 +147,84 @@ def calibrate(
     ratio = math.sqrt(math.prod(observation.placement.scale))
     factor, optics = _step(image, observation, ratio)
     coarse, fine = _coarser(image, optics, data.weights)
-    noise = noise_variance(image.y)
-    lacking = noise * (1 - _noise_share(optics))
-    fitter = _Fitter(config, data.weights, device, threads)
-    splits = [_splits(each) for each in (image, coarse)]
-    total = sum(map(len, splits)) + 1
-    done = 0
-
-    def held_out(
-        each: _Image, masks: list[tuple[BoolArray, BoolArray]], noise: float
-    ) -> tuple[ErrorModel, FloatArray, int]:
-        nonlocal done
-        features, errors, distances = [], [], []
-        for held, training in masks:
-            sample, judged = each.where(training), each.where(held)
-            estimate = fitter.apply(fitter.fit(sample), judged)
-            reference = Reference.of(sample.x, sample.y)
-            features.append(reference.features(judged.x, estimate, data.weights))
-            errors.append(_rmse(estimate, judged.y, noise))
-            distances.append(reference.distance(judged.x))
-            done += 1
-            progress(done, total)
-        model = ErrorModel.fit(np.concatenate(features), np.concatenate(errors))
-        return model, np.concatenate(distances), sum(map(len, errors))
-
-    model, distances, pixels = held_out(image, splits[0], 0.0)
-    below, _, _ = held_out(coarse, splits[1], lacking)
-    estimate = fitter.apply(fitter.fit(coarse), fine)
-    progress(total, total)
-    reference = Reference.of(coarse.x, coarse.y)
-    typical = below.typical(reference.features(fine.x, estimate, data.weights))
-    errors = _rmse(estimate, fine.y)
-    growth = growth_of(typical, errors, noise)
-    scatter = np.maximum(scatter_of(errors / grown(typical, growth, noise)), model.factors)
-    flag = upper_quantile(distances, _FLAG_LEVEL)
-    return Calibration(
-        Reference.of(image.x, image.y),
-        model,
-        growth,
-        scatter,
-        math.sqrt(noise),
-        flag,
-        ratio,
-        factor,
-        pixels,
-        psf,
+    spectra = SharpSpectra(
+        checkpoint, place_model(checkpoint, hr_msi.meta, hr_msi.path), device, threads
     )
+    sharp = sample(hr_msi, spectra)
+    if not len(sharp[0]):
+        raise DataError(
+            f"{hr_msi.path}: has no pixel with values in all bands, so that no error can be expected",
+            "give the image that is to be sharpened",
+        )
+    clean = noise_free(image.y)
+    fitter = _Fitter(config, data.weights, device, threads)
+    splits = _splits(image)
+    progress(0, len(splits) + 1)
+
+    held: list[Judged] = []
+    distances: list[FloatArray] = []
+    left: list[FloatArray] = []
+    for mask, training in splits:
+        known, asked = image.where(training), image.where(mask)
+        held.append(_judge(fitter, known, asked, clean[image.rows_of(mask)]))
+        distances.append(Reference.of(known.x, known.y).distance(asked.x))
+        if image.x.shape[1] > 1:
+            left.append(left_out(known.x, asked.x))
+        progress(len(held), len(splits) + 1)
+    finer = _judge(fitter, coarse, fine, clean[image.rows_of(_within(image, fine))])
+    progress(len(splits) + 1, len(splits) + 1)
+
+    model, departures = ErrorModel.fit(held, [finer])
+    reference = Reference.of(image.x, image.y)
+    features = reference.features(*sharp, data.weights)
+    growth = find_growth(
+        np.concatenate([each.features for each in held]),
+        features,
+        np.concatenate(left) if left else None,
+        left_out(image.x, sharp[0]) if left else None,
+    )
+    logs = np.concatenate([each.logs for each in held])
+    shift = float(logs.mean()) + growth.mean - float(model.line(features).mean())
+    scatter = scatter_of(departures, growth.steps(_level_error(held)))
+    flag = upper_quantile(np.concatenate(distances), _FLAG_LEVEL)
+    return Calibration(
+        reference, model, shift, scatter, math.exp(growth.mean), growth.spread, flag, ratio, factor,
+        len(logs), psf,
+    )  # fmt: skip
 
 
-def noise_variance(spectra: FloatPixels) -> float:
-    """Return the mean over bands of the noise variance of spectra (N, B).
+def _judge(fitter: _Fitter, known: _Image, asked: _Image, truth: FloatPixels) -> Judged:
+    """Fit to known pixels and return the errors at those asked for."""
+    estimate = fitter.apply(fitter.fit(known), asked)
+    features = Reference.of(known.x, known.y).features(asked.x, estimate, fitter.srf)
+    apart = estimate.astype(np.float64) - truth
+    return Judged(features, np.sqrt(np.square(apart).mean(axis=1)))
 
-    With bands divided by their root mean square, the median variance of the principal components
-    after the first 12; of few bands, of the last quarter.
 
-    Source: as in `spectralift_cli.core.coarse.Subspace`.
+def noise_free(spectra: FloatPixels) -> FloatPixels:
+    """Return spectra (N, B) as those principal components have them that hold more than noise.
+
+    These are at most 12, three quarters of few bands, and of larger variance than components of
+    noise alone can have, 2 floor (1 + sqrt(B / N))^2. What is left out is no error of an estimate.
+
+    Source: Marchenko and Pastur, Math. USSR Sbornik 1, 1967.
     """
-    values = spectra.astype(np.float64)
-    rms = np.sqrt(np.square(values).mean(axis=0))
-    rms = np.maximum(rms, 1e-6 * max(float(rms.max()), 1e-6))
-    whitened = (values - values.mean(axis=0)) / rms
-    variances = np.linalg.eigvalsh(product(whitened.T, whitened) / len(values))
-    bands = len(variances)
-    left = max(1, bands - _SIGNALS, bands // 4)
-    if len(values) <= left:  # too few pixels to fill all directions
-        left = max(1, len(values) - _SIGNALS)
-        variances = variances[bands - len(values) :]
-    floor = max(0.0, float(np.median(variances[:left])))
-    return floor * float(np.square(rms).mean())
+    count, bands = spectra.shape
+    most = max(1, bands - max(bands - _SIGNALS, bands // 4))
+    subspace = Subspace.of(spectra, most)
+    signals = subspace.noise * (1 + math.sqrt(bands / count)) < math.sqrt(1 / _UNLIKE)
+    signals[:1] = True  # the first, whatever it holds
+    scores = np.ascontiguousarray(subspace.scores(spectra)[:, signals])
+    found = product(scores, np.ascontiguousarray(subspace.basis[signals])) + subspace.mean
+    return found.astype(np.float32)
 
 
-def _noise_share(optics: Observation) -> float:
-    """Return the variance of white noise of variance 1 after the optics, in the middle."""
-    middle = np.zeros(optics.placement.lr_shape)
-    middle[tuple(size // 2 for size in middle.shape)] = 1
-    return float(np.square(optics.adjoint(middle)).sum())
-
-
-def _rmse(estimate: FloatPixels, truth: FloatPixels, lacking: float = 0.0) -> FloatArray:
-    """Return (n,) RMSE over bands, of a truth that gets the noise it lacks, a variance."""
-    squares = np.square(estimate.astype(np.float64) - truth).mean(axis=1)
-    return np.asarray(np.sqrt(squares + lacking), np.float64)
-
-
-def growth_of(typical: FloatArray, errors: FloatArray, noise: float) -> float:
-    """Return the growth for which errors are as `grown` expects, in the geometric mean.
-
-    Args:
-        typical: (n,) errors that are expected at the coarser scale.
-        errors: (n,) found at the finer one.
-        noise: variance that is in both.
-    """
-
-    def missed(growth: float) -> float:
-        return float(np.log(errors / grown(typical, growth, noise)).mean())
-
-    low, high = _GROWTHS
-    if missed(low) <= 0 or missed(high) >= 0:
-        return low if missed(low) <= 0 else high
-    return float(brentq(missed, low, high))
+def _level_error(held: Sequence[Judged]) -> float:
+    """Return the standard error of the mean log error: neighbours err alike, so count splits."""
+    means = [float(each.logs.mean()) for each in held]
+    if len(means) < 2:
+        return float(held[0].logs.std())
+    return float(np.std(means, ddof=1)) / math.sqrt(len(means))
 
 
 def _splits(image: _Image) -> list[tuple[BoolArray, BoolArray]]:
@@ -288,11 +268,18 @@ def _coarser(image: _Image, optics: Observation, srf: FloatArray) -> tuple[_Imag
     x = (y.astype(np.float64) @ srf.T).astype(np.float32)
     inner = inner_pixels((height, width))
     fine_valid = np.asarray(np.isfinite(cut).all(axis=2)).ravel() & inner
-    kept = np.zeros((rows, cols), bool)
-    kept[:height, :width] = fine_valid.reshape(height, width)
-    chosen = image.rows_of(kept.ravel())
-    fine = _Image(image.x[chosen], image.y[chosen], fine_valid, (height, width))
+    fine = _Image(image.x, image.y, fine_valid, (height, width))
+    chosen = image.rows_of(_within(image, fine))
+    fine = replace(fine, x=image.x[chosen], y=image.y[chosen])
     return _Image(x, y, valid, placement.lr_shape), fine
+
+
+def _within(image: _Image, part: _Image) -> BoolArray:
+    """Return (h w,) of the image's pixels which are in a part of it that starts at its corner."""
+    (rows, cols), (height, width) = image.shape, part.shape
+    found = np.zeros((rows, cols), bool)
+    found[:height, :width] = part.valid.reshape(part.shape)
+    return found.ravel()
 
 
 def _too_few(pixels: int) -> DataError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,15 +13,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spectralift_cli.core.coarse import product
 from spectralift_cli.core.cube import FloatArray
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.uncertainty.reference import LANDMARKS, FloatPixels, Reference
+from spectralift_cli.core.uncertainty.reference import (
+    LANDMARKS,
+    SPECTRUM,
+    FloatPixels,
+    Reference,
+)
 
 PREFIX = "calibration."
 LEVELS = (0.68, 0.95)
-_RIDGE = 1e-2  # of the standardised features, per pixel
+# per pixel; features are logarithms, or of variance 1, so that slopes are alike, and one that hardly
+# varies must not count for much
+_RIDGES = 0.01, 0.03, 0.1, 0.3, 1.0, 3.0
 _REACH = 0.5  # spans of a feature beyond what was seen, up to which it goes on
 _ARRAYS = ("centre", "whitening", "landmarks", "line", "floors")
+_HALVINGS = 60
+_LARGEST_SHIFT = 100.0  # exp of it is a number still
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Errors of one model at pixels it has not seen, with what they may depend on.
+
+    Args:
+        features: (n, F) of `Reference.features`.
+        errors: (n,) RMSE over bands.
+    """
+
+    features: FloatArray
+    errors: FloatArray
+
+    @property
+    def logs(self) -> FloatArray:
+        """(n,) natural logarithms of the errors."""
+        out: FloatArray = np.log(np.maximum(self.errors, 1e-12))
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,50 +72,94 @@ class ErrorModel:
     factors: FloatArray
 
     @classmethod
-    def fit(cls, features: FloatArray, errors: FloatArray) -> Self:
-        """Fit to held-out pixels: ridge regression, then conformal factors.
+    def fit(cls, held: Sequence[Judged], finer: Sequence[Judged]) -> tuple[Self, FloatArray]:
+        """Fit to some models' errors: ridge regression within each, one slope for all.
 
-        A quantile is the ceil((n + 1) p)-th smallest ratio (Lei et al., JASA 113, 2018).
+        The constant is that of the held-out LR pixels. The ridge, and whether the spectrum itself
+        counts, are those that best tell the errors of each model from those of the others, apart
+        from their level.
 
         Args:
-            features: (n, F)
-            errors: (n,) RMSE over bands, of pixels that the fit behind them has not seen.
+            held: of held-out LR pixels, at least one.
+            finer: of pixels a scale finer than those that their model was trained on.
+
+        Returns:
+            The line, and (n,) by how much the errors of each model depart, in logarithms, from a
+            line of the others, their mean taken out.
         """
-        centre, scale = features.mean(axis=0), features.std(axis=0)
-        scale = np.where(scale > 1e-9, scale, 1.0)
-        z = (features - centre) / scale
-        logs = np.log(np.maximum(errors, 1e-12))
-        gram = z.T @ z + _RIDGE * len(z) * np.eye(z.shape[1])
-        slope = np.linalg.solve(gram, z.T @ (logs - logs.mean())) / scale
-        constant = float(logs.mean() - centre @ slope)
-        low, high = features.min(axis=0), features.max(axis=0)
+        judged = [*held, *finer]
+        every = np.concatenate([each.features for each in judged])
+        ways = itertools.product(_RIDGES, sorted({SPECTRUM, every.shape[1]}))
+        scored = [(way, _departures(judged, *way)) for way in ways]
+        way, departures = min(scored, key=lambda each: float(np.square(each[1]).sum()))
+        slope = _slope(judged, *way)
+        features = np.concatenate([each.features for each in held])
+        logs = np.concatenate([each.logs for each in held])
+        constant = float(logs.mean() - features.mean(axis=0) @ slope)
+        low, high = every.min(axis=0), every.max(axis=0)
         span = _REACH * (high - low)
         model = cls(low - span, high + span, slope, constant, np.ones(3))
-        return replace(model, factors=scatter_of(errors / model.typical(features)))
+        ratios = np.exp(logs) / model.typical(features)
+        factors = [ratios.mean(), *(upper_quantile(ratios, level) for level in LEVELS)]
+        return replace(model, factors=np.array(factors)), departures
+
+    def line(self, features: FloatArray) -> FloatArray:
+        """Return (n,) expected log RMSE."""
+        held = np.clip(features, self.low, self.high)
+        out: FloatArray = (held * self.slope).sum(axis=1) + self.constant
+        return out
 
     def typical(self, features: FloatArray) -> FloatArray:
         """Return (n,) exp(line)."""
-        held = np.clip(features, self.low, self.high)
-        out: FloatArray = np.exp((held * self.slope).sum(axis=1) + self.constant)
+        out: FloatArray = np.exp(self.line(features))
         return out
 
 
-def scatter_of(ratios: FloatArray) -> FloatArray:
-    """Return (3,) the mean and the 68 % and 95 % quantiles of found over expected errors (n,)."""
-    return np.array([ratios.mean(), *(upper_quantile(ratios, level) for level in LEVELS)])
+def _slope(judged: Sequence[Judged], ridge: float, used: int) -> FloatArray:
+    """Return (F,) the slope of log errors over the first features, less the means of each model."""
+    z = np.concatenate([each.features - each.features.mean(axis=0) for each in judged])
+    slope = np.zeros(z.shape[1])
+    z = z[:, :used]
+    logs = np.concatenate([each.logs - each.logs.mean() for each in judged])
+    gram = product(z.T, z) + ridge * len(z) * np.eye(z.shape[1])
+    slope[:used] = np.linalg.solve(gram, product(z.T, logs[:, None])[:, 0])
+    return slope
 
 
-def grown(typical: FloatArray, growth: float, noise: float) -> FloatArray:
-    """Return errors one or more scales further up: sqrt(growth^2 (typical^2 - noise) + noise).
+def _departures(judged: Sequence[Judged], ridge: float, used: int) -> FloatArray:
+    """Return how errors depart from lines of the other models, or of their own if there is none."""
+    found = []
+    for each in judged:
+        others = [other for other in judged if other is not each] or judged
+        departures = each.logs - (each.features * _slope(others, ridge, used)).sum(axis=1)
+        found.append(departures - departures.mean())
+    return np.concatenate(found)
+
+
+def scatter_of(departures: FloatArray, steps: FloatArray) -> FloatArray:
+    """Return (3,) the mean and the 68 % and 95 % quantiles of an error over what is typical.
+
+    The logarithm is the sum of a departure and of a step, independent of each other. The mean is
+    without the steps, whose tails are too heavy for one.
 
     Args:
-        typical: (n,) errors at the coarser scale, noise included.
-        growth: of what is no noise.
-        noise: its variance. At least a twentieth of a squared error is taken for something else.
+        departures: (n,) of pixels; their distribution is conformal: k / (n + 1) are at most the
+            k-th smallest.
+        steps: (m,) equally likely values of the error of the level.
     """
-    square = np.square(typical)
-    out: FloatArray = np.sqrt(growth**2 * np.maximum(square - noise, square / 20) + noise)
-    return out
+    ordered = np.sort(departures)
+
+    def share(bound: float) -> float:
+        return float(np.searchsorted(ordered, bound - steps, "right").mean()) / (len(ordered) + 1)
+
+    quantiles = []
+    for level in LEVELS:
+        low, high = ordered[0] + steps.min(), ordered[-1] + steps.max()
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if share(middle) >= level else (middle, high)
+        quantiles.append(high)
+    return np.array([np.exp(departures).mean(), *np.exp(quantiles)])
 
 
 def upper_quantile(values: FloatArray, level: float) -> float:
@@ -101,12 +175,13 @@ class Calibration:
     Args:
         reference: of the pixels the model was trained on.
         model: of errors at held-out LR pixels, at their scale.
-        growth: of errors from LR to HR pixels, noise apart, see `grown`.
+        shift: what the line lacks at HR pixels, in logarithms.
         scatter: (3,) of HR errors, as `ErrorModel.factors`.
-        noise: standard deviation of the LR-HSI's noise, scaled.
+        growth: of mean log errors from LR to HR pixels, a factor.
+        spread: of its logarithm, see `Growth`.
         flag_distance: beyond which a pixel's spectrum lies outside what was seen.
         ratio: between the images, that the inflation is for.
-        factor: of the step one scale down, where the inflation was measured.
+        factor: of the step one scale down.
         pixels: that were held out.
         psf: where the PSF of that step comes from, in words.
 
@@ -116,9 +191,10 @@ class Calibration:
 
     reference: Reference
     model: ErrorModel
-    growth: float
+    shift: float
     scatter: FloatArray
-    noise: float
+    growth: float
+    spread: float
     flag_distance: float
     ratio: float
     factor: int
@@ -133,15 +209,22 @@ class Calibration:
             and one.landmarks.ndim == 2 and one.landmarks.shape[1] == count
             and 1 <= len(one.landmarks) <= LANDMARKS
             and one.line.ndim == 2 and one.line.shape[0] == count + 1 and one.floors.shape == (4,)
-            and all(a.shape == (count + 4,) for a in (model.low, model.high, model.slope))
+            and all(a.shape == (SPECTRUM + count,) for a in (model.low, model.high, model.slope))
             and model.factors.shape == (3,) and self.scatter.shape == (3,)
         )  # fmt: skip
         numbers = [getattr(one, name) for name in _ARRAYS]
         numbers += [model.low, model.high, model.slope, model.factors, self.scatter]
-        numbers += [
-            np.array([model.constant, self.growth, self.noise, self.flag_distance, self.ratio])
-        ]
-        if not shapes or not all(np.isfinite(a).all() for a in numbers):
+        scalars = (
+            model.constant,
+            self.shift,
+            self.growth,
+            self.spread,
+            self.flag_distance,
+            self.ratio,
+        )
+        numbers.append(np.array(scalars))
+        sane = abs(self.shift) < _LARGEST_SHIFT
+        if not shapes or not sane or not all(np.isfinite(a).all() for a in numbers):
             raise DataError(
                 "the calibration of the uncertainty is damaged", "train again with --uncertainty"
             )
@@ -174,10 +257,10 @@ class Calibration:
         typical = self.model.typical(self.reference.features(x, estimate, srf))
         factors = self.model.factors
         if inflated:
-            typical, factors = grown(typical, self.growth, self.noise**2), self.scatter
+            typical, factors = typical * math.exp(self.shift), self.scatter
         expected = typical[:, None] * factors
         flag = self.reference.distance(x) > self.flag_distance
-        return np.hstack([np.maximum.accumulate(expected, axis=1), flag[:, None]])
+        return np.hstack([expected, flag[:, None]])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its arrays, float32, for the checkpoint."""
@@ -193,8 +276,9 @@ class Calibration:
         """Return what is not in `tensors`."""
         return {
             "constant": self.model.constant, "factors": self.model.factors.tolist(),
-            "growth": self.growth, "scatter": self.scatter.tolist(), "noise": self.noise, "flag_distance": self.flag_distance,
-            "ratio": self.ratio, "factor": self.factor, "pixels": self.pixels, "psf": self.psf,
+            "shift": self.shift, "scatter": self.scatter.tolist(), "growth": self.growth,
+            "spread": self.spread, "flag_distance": self.flag_distance, "ratio": self.ratio, "factor": self.factor,
+            "pixels": self.pixels, "psf": self.psf,
         }  # fmt: skip
 
     @classmethod
@@ -210,7 +294,8 @@ class Calibration:
         return cls(
             Reference(**arrays),
             ErrorModel(low, high, slope, float(fields["constant"]), _vector(fields["factors"])),
-            float(fields["growth"]), _vector(fields["scatter"]), float(fields["noise"]), float(fields["flag_distance"]), float(fields["ratio"]),
+            float(fields["shift"]), _vector(fields["scatter"]), float(fields["growth"]),
+            float(fields["spread"]), float(fields["flag_distance"]), float(fields["ratio"]),
             int(fields["factor"]), int(fields["pixels"]), str(fields["psf"]),
         )  # fmt: skip
 

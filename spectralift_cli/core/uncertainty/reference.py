@@ -19,6 +19,9 @@ _RIDGE = 1e-6
 _BLOCK = 4096
 # of a typical value, where a logarithm of a small quantity levels off
 _FLOOR_SHARE = 0.05
+# the first columns of `Reference.features`; the whitened spectrum follows
+BRIGHTNESS, DISTANCE, DEPARTURE, MISMATCH = range(4)
+SPECTRUM = 4
 
 
 @dataclass(frozen=True, eq=False)

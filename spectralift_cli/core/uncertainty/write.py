@@ -23,11 +23,10 @@ from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import identity, provenance
-from spectralift_cli.core.inference import predict
-from spectralift_cli.core.models.base import SpectralModel
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.uncertainty.calibration import Calibration
+from spectralift_cli.core.uncertainty.spectra import SharpSpectra
 from spectralift_cli.core.validation.reproject import weights_over
 
 BANDS = (
@@ -53,6 +52,12 @@ class UncertaintyResult:
     flagged: int
     pixels: int
     mean_expected: float
+
+    def __str__(self) -> str:
+        return (
+            f"expected RMSE {self.mean_expected:.4g} data units on average; {self.flagged:,} "
+            f"of {self.pixels:,} pixels are unlike what was seen in training"
+        )
 
 
 def calibration_of(checkpoint: Checkpoint, source: object) -> Calibration:
@@ -84,7 +89,8 @@ def write_uncertainty(
 
     Bands, float32, in data units: the expected RMSE over bands, what it stays below with 68 % and
     with 95 %, and 1 where the pixel's MSI spectrum lies outside of what was seen in training, else
-    0. Holes of the MSI are NaN. The spectra are those of `infer` before clipping and rounding.
+    0. Holes of the MSI are NaN. The spectra are those of `infer` before clipping and rounding, the
+    errors those against spectra without noise. The quantiles hold on average over scenes.
 
     Args:
         checkpoint: of a training with --uncertainty.
@@ -151,36 +157,19 @@ class _Pixels:
         self, checkpoint: Checkpoint, calibration: Calibration, placement: Placement | None,
         device: torch.device | None, threads: int | None,
     ) -> None:  # fmt: skip
-        self._checkpoint, self._calibration = checkpoint, calibration
-        self._model: SpectralModel = checkpoint.model()
+        self._spectra = SharpSpectra(checkpoint, placement, device, threads)
+        self._scaling, self._calibration = checkpoint.scaling, calibration
         self._srf = weights_over(checkpoint.srf, checkpoint.used_bands)
-        self._device, self._threads = device, threads
-        self._at: tuple[AnyArray, AnyArray] | None = None
-        if self._model.needs_position and placement is not None:
-            rows, cols = placement.lr_positions()
-            h, w = placement.lr_shape
-            self._at = (rows / h).astype(np.float32), (cols / w).astype(np.float32)
 
     def __call__(self, units: AnyArray, rows: slice) -> AnyArray:
         n, cols, bands = units.shape
         out = np.full((n * cols, len(BANDS)), np.nan, np.float32)
         pixels = units.reshape(-1, bands)
         valid = np.asarray(np.isfinite(pixels).all(axis=1))
-        if not valid.any():
-            return out.reshape(n, cols, -1)
-        checkpoint = self._checkpoint
-        pixels = pixels[valid]
-        if checkpoint.radiometry is not None:
-            pixels = checkpoint.radiometry.apply(pixels)
-        x = checkpoint.scaling.apply(pixels).astype(np.float32)
-        given = x
-        if self._at is not None:
+        if valid.any():
             row, col = np.divmod(np.flatnonzero(valid), cols)
-            position = np.stack([self._at[0][rows.start + row], self._at[1][col]], axis=1)
-            given = np.hstack([x, position])
-        estimate = predict(self._model, given, device=self._device, threads=self._threads)
-        found = self._calibration.expect(x, estimate, self._srf)
-        scaling = checkpoint.scaling
-        found[:, :3] *= scaling.hi - scaling.lo
-        out[valid] = found
+            x, estimate = self._spectra(pixels[valid], rows.start + row, col)
+            found = self._calibration.expect(x, estimate, self._srf)
+            found[:, :3] *= self._scaling.hi - self._scaling.lo
+            out[valid] = found
         return out.reshape(n, cols, -1)
