@@ -105,9 +105,9 @@ def infer(
             metavar="SIZE",
             rich_help_panel=options.RUN,
             show_default="what speed asks for, whatever the size of the image",
-            help="Most memory that a process may hold, Python and PyTorch included, like 600MB or 2GB; "
-            "less is slower, with the same bytes. What cannot be kept (--device cpu, without --refine "
-            "and --uncertainty) is refused.",
+            help="Most memory that a process may hold, Python and PyTorch included, like 600MB or 2GB: "
+            "what needs more is refused. Less is slower, with the same bytes. Kept on --device cpu, "
+            "without --refine and --uncertainty.",
         ),
     ] = None,
     co: options.CreationOptions = None,
