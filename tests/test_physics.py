@@ -183,8 +183,8 @@ def test_the_fit_is_the_ridge_regression_of_dense_matrices(make: Callable[..., P
     expected = sharp @ solve(np.ones(156, bool), *best)
     model = build_model("physics", 3, 9, found.model_config).with_weights(tensors)
     got = whole(model, pair.msi)
-    # components that add less than 0.03 of the error are left out
-    assert np.sqrt(np.square(got - expected).mean()) < 0.05 * rmse[best]
+    # components that add less than 0.1 of the error are left out
+    assert np.sqrt(np.square(got - expected).mean()) < 0.12 * rmse[best]
 
 
 def test_it_knows_the_hr_pixels_where_pairs_see_only_means(make: Callable[..., Pair]) -> None:
