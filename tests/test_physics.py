@@ -301,6 +301,8 @@ def test_by_name_it_is_refused_where_it_cannot_be_fitted(make: Callable[..., Pai
     with pytest.raises(OptionError, match="--effort does not apply to the model kernel"):
         TrainConfig.check_given({"model": "kernel", "effort": "best"})
     TrainConfig.check_given({"model": "physics", "effort": "best"})
+    with pytest.raises(OptionError, match="--uncertainty does not apply to the model physics"):
+        TrainConfig(model="physics", uncertainty=True)
     bad: dict[str, Any]
     for bad in ({"waves": 0, "components": 1}, {"waves": 5, "components": 10**9}, {"waves": "5"}):
         with pytest.raises(DataError):
