@@ -197,7 +197,7 @@ def test_command_takes_the_options_and_refuses_those_without_a_part(
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert "estimate, as given" in document["sections"]["reduced"]["about"]
-    assert document["provenance"]["steps"][-1]["options"]["refine"]["strength"] == 16.0
+    assert document["provenance"]["steps"][-1]["options"]["refine"]["strength"] == 32.0
     for option in ("--refine", "--estimate-anew"):
         refused = spectralift(*words, "--no-reduced", "--result", scene.path("gt"), option)
         assert (refused.returncode, refused.stdout) == (2, "")
