@@ -275,7 +275,11 @@ class RefineConfig:
     """What determines how far a cube is made to agree with both images."""
 
     strength: float = _option(
-        32.0, "variance of single pixels' errors over that of LR pixels'", low=1e-3, high=1e6
+        32.0,
+        "variance of single pixels' errors over that of LR pixels', raised up to 8 times until "
+        "the LR-HSI is met",
+        low=1e-3,
+        high=1e6,
     )
     components: int | None = _option(
         None, "of the LR-HSI's signal (default: those beyond its noise, up to 20)", low=1, high=200

@@ -37,6 +37,7 @@ class RefineResult:
         before: reprojection of the estimate.
         after: reprojection of the result, before rounding and clipping.
         steps: of the conjugate gradients.
+        raised: what the strength was multiplied by, for the LR-HSI to be met.
         pixels: of the image.
         holes: of these, left as they are.
         clipped: values brought into the clip range.
@@ -52,6 +53,7 @@ class RefineResult:
     before: Reprojection
     after: Reprojection
     steps: int
+    raised: int
     pixels: int
     holes: int
     clipped: int
@@ -82,5 +84,6 @@ class RefineResult:
                 "before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)
             },
             "solver_steps": self.steps,
+            "strength_raised": self.raised,
             "counts": {name: getattr(self, name) for name in counts},
         }  # fmt: skip
