@@ -44,7 +44,7 @@ def train(
             rich_help_panel=options.LOOSE,
             help="Sharp multispectral image: its bands, place and units are checked; its band names "
             "choose a sensor's bands, its wavelengths and FWHM make the response where no option "
-            "does; preset auto allows for its noise.",
+            "does; preset auto allows for its noise and fits through the PSF to its pixels.",
         ),
     ] = None,
     srf_file: options.SrfFile = None,
@@ -88,8 +88,9 @@ def train(
     """Fit the model that turns an MSI spectrum into a hyperspectral one.
 
     The preset auto fits several models to a part of the LR pixels, weighs them by their error on
-    the others, and fits them again to all. It needs no ground truth, and of the HR-MSI it takes
-    the noise, and some pixels to make one network of several.
+    the others, and fits them again to all. It needs no ground truth. Of the HR-MSI it takes the
+    noise, and some pixels to make one network of several; and with 3 bands or more it fits one
+    model to the LR-HSI through the PSF, at the HR pixels (--model physics fits that one alone).
 
     Several scenes of the same two sensors make one model; --max-pixels draws a part of their LR
     pixels, so that LR-HSIs larger than the memory can be trained on. `torchrun --nproc-per-node N

@@ -37,6 +37,7 @@ _CLEAR_GAIN = 0.98  # of held-out squared error, for which a fit departs from it
 # of the validation error, what a student may differ by: errors add up as squares, so that a tenth
 # raises the error by half a percent, 0.04 dB
 _TOLERANCE = 0.1
+_LEAST_SHARE_OF_PHYSICS = 0.1  # less is not worth the time of inference
 _NETS = {False: "residual-mlp", True: "prior-mlp"}  # without a prior, and with one
 
 
@@ -60,8 +61,8 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(1, 1, 2, 300, WaveChoice(128, (2.0,))),
-    "default": Effort(2, 2, 4, 500, WaveChoice(128, (2.0,))),
+    "fast": Effort(1, 1, 2, 300, WaveChoice(96, (2.0,))),
+    "default": Effort(2, 2, 4, 500, WaveChoice(96, (2.0,))),
     "best": Effort(4, 4, 8, 1000, WaveChoice(512, (1.0, 2.0, 4.0))),
 }
 
@@ -154,7 +155,7 @@ class Search:
 
             workers.run(validate, pieces)
             errors = self._errors(splits, fits)
-            weights = np.mean([each.best_weights() for each in errors], axis=0)
+            weights = self._weights(errors)
             shares = dict(zip(self._wanted, weights.tolist(), strict=True))
             chosen = [kind for kind in self._kinds if self._share(kind, shares) > 0]
             parts: dict[bool, Part] = {}
@@ -182,6 +183,14 @@ class Search:
 
                 workers.run(alone, range(len(blend)))
         return self._result(blend, shares, errors[0], weights)
+
+    def _weights(self, errors: list[Errors]) -> Floats:
+        """Return the weights that the ways of judging agree on in the mean."""
+        weights: Floats = np.mean([each.best_weights() for each in errors], axis=0)
+        if self._physics is not None and weights[-1] < _LEAST_SHARE_OF_PHYSICS:
+            weights[-1] = 0
+            weights /= weights.sum()
+        return weights
 
     def _through_the_physics(self, splits: list[Split], workers: Workers) -> None:
         """Fit the candidate `physics`, or leave it out and keep the reason."""
