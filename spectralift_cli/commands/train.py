@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,14 +16,11 @@ import typer
 from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command
 from spectralift_cli.core.config import SynthConfig, TrainConfig
-from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
 
 if TYPE_CHECKING:
     from spectralift_cli.core.ranks import Ranks
     from spectralift_cli.core.stages import TrainInputs
     from spectralift_cli.core.training import TrainingPlan
-
-_COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
 
 
 @command
@@ -52,26 +50,8 @@ def train(
     srf_file: options.SrfFile = None,
     sensor: options.Sensor = None,
     msi_bands: options.MsiBands = None,
-    num_msi_bands: Annotated[
-        int | None,
-        typer.Option(
-            "--num-msi-bands",
-            "--num-bands-msi-non-synthetic",
-            rich_help_panel=options.LOOSE,
-            show_default=False,
-            help=f"Use the documented sensor with that many bands ({_COUNTS}).",
-        ),
-    ] = None,
-    fwhm_factor: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-3,
-            max=1e3,
-            rich_help_panel=options.LOOSE,
-            show_default=f"{SynthConfig.fwhm_factor:g}",
-            help="A documented band's Gaussian std is (high edge - low edge) / factor.",
-        ),
-    ] = None,
+    num_msi_bands: options.NumMsiBands = None,
+    fwhm_factor: options.FwhmFactor = None,
     estimate: options.Estimate = None,
     drop_uncovered_bands: Annotated[
         bool,
@@ -188,6 +168,8 @@ def _follow(
     from spectralift_cli.core import stages
     from spectralift_cli.core.errors import SpectraliftWarning
 
+    # a process that waits for another inside PyTorch runs no handler of ours, and has nothing to undo
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if config.published is not None and not dry_run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SpectraliftWarning)  # the first process says them

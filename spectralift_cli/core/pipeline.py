@@ -25,8 +25,7 @@ from spectralift_cli.core.runjob import RunJob
 from spectralift_cli.core.runkeeper import Keeper, Made, StageProgress
 from spectralift_cli.core.runlog import RunLog, speaking_of
 from spectralift_cli.core.runplaces import LOG_NAME, append_log, inside, places
-from spectralift_cli.core.runstages import VALIDATION_FOLDER, RunStages
-from spectralift_cli.core.validation.figures import DOCUMENT
+from spectralift_cli.core.runstages import RunStages
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,8 @@ class _Run:
         cube = self.stages.infer(scene, identified, trained)
         self.stages.refine(scene, cube)
         metrics = self.stages.metrics(scene, identified)
-        self.stages.validate(scene)
+        self.stages.validate(scene, cube, scored=metrics is not None)
         names = {role: name for found in keeper.done.values() for role, name in found.files.items()}
-        if names.get("validation") == VALIDATION_FOLDER:
-            names["validation"] = f"{VALIDATION_FOLDER}/{DOCUMENT}"
         names["config"] = "used_config.yaml"
         names["log"] = ((inside(log_dir, folder) or Path()) / LOG_NAME).as_posix()
         write_text(work / names["config"], self.config.to_yaml(), overwrite=True)

@@ -21,7 +21,14 @@ from spectralift_cli.core.refinement.images import (
     moments,
     usable_response,
 )
-from spectralift_cli.core.refinement.match import BAD_MATCH, Match, Pair, matched, through_response
+from spectralift_cli.core.refinement.match import (
+    BAD_MATCH,
+    CLEARLY_BETTER,
+    Match,
+    Pair,
+    matched,
+    through_response,
+)
 from spectralift_cli.core.refinement.msi_step import MsiStep
 from spectralift_cli.core.refinement.optics import Optical, Optics
 from spectralift_cli.core.refinement.outcome import Reprojection
@@ -58,18 +65,25 @@ class Correction:
             self._seen[part] = self.space.coefficients(spectra)
             lr_msi[part] = through_response(spectra, self._srf)
         self._seen[~self._lr_valid] = 0
-        self.match = self._matched(lr_msi, placement, optical)
+        self.match, self._rival = self._matched(lr_msi, placement, optical)
         self.optics = Optics(self.match.psf, placement, optical.includes_footprint)
         share = self.optics.share(None if self.sharp.valid.all() else self.sharp.valid)
         self.use: BoolArray = self._lr_valid & Optics.whole(share)
         self._scale = np.where(self.use, 1 / np.where(self.use, share, 1), 0).astype(np.float32)
         # held-out LR pixels see through the same wrong kernel: then the HR-MSI is asked, too
-        self.doubtful = self.match.after > BAD_MATCH and not config.ungated
+        self.doubtful = self._rival is not None and not config.ungated
         self.steps = 0
         self.factor = 0.0
 
-    def _matched(self, lr_msi: Floats32, placement: Placement, optical: Optical) -> Match:
-        """Compare the images through the PSF, over as many rows as are enough."""
+    def _matched(
+        self, lr_msi: Floats32, placement: Placement, optical: Optical
+    ) -> tuple[Match, Match | None]:
+        """Compare the images through the PSF, over as many rows as are enough.
+
+        Returns:
+            The match to go by, and the much better one of a corrected PSF, where the given one is to
+            be trusted nevertheless.
+        """
         height, width = placement.hr_shape
         count = min(height, max(_MATCH_PIXELS // width, 1))
         first = (height - count) // 2
@@ -81,7 +95,11 @@ class Correction:
             lr_msi, self._lr_valid, sharp, noise, self.sharp.msi_noise_std[self._bands], window,
             optical.includes_footprint,
         )  # fmt: skip
-        return matched(images, optical.psf, trusted=self.config.trust_psf)
+        given = matched(images, optical.psf, trusted=self.config.trust_psf)
+        if not self.config.trust_psf or optical.psf is None or given.after < BAD_MATCH:
+            return given, None
+        best = matched(images, optical.psf)
+        return given, best if best.after <= CLEARLY_BETTER * given.after else None
 
     def look_at_lr(self, done: Callable[[int], None]) -> None:
         """Find what the LR-HSI says of the estimate, and from it the prior."""
@@ -204,8 +222,11 @@ class Correction:
             corrected = ""
             if self.match.steps:
                 corrected = f"; corrected, {self.match.after:.3g} times are left"
-            elif self.config.trust_psf:
-                corrected = "; without --trust-psf the PSF would be corrected by the images"
+            elif self._rival is not None:
+                corrected = (
+                    f", where a PSF corrected by the images, without --trust-psf, leaves "
+                    f"{self._rival.after:.3g} times"
+                )
             warnings.warn(
                 f"the PSF and the registration leave {self.match.before:.3g} times the noise's "
                 f"power between the LR-HSI and the HR-MSI{corrected}; what is left counts as noise",

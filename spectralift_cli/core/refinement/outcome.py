@@ -58,6 +58,14 @@ class RefineResult:
     saturated: int
     moved: int
 
+    def summary(self) -> tuple[str, str]:
+        """Return, as lines, what was decided and how far cube and result are from both images."""
+        before, after = self.before, self.after
+        return str(self.verdict), (
+            f"reprojection error per noise, median over bands: LR-HSI {before.lr:.2f} -> "
+            f"{after.lr:.2f}, HR-MSI {before.msi:.2f} -> {after.msi:.2f}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return what was decided and measured as a JSON object."""
         match_ = {
