@@ -141,19 +141,21 @@ class Search:
         pieces = [(kind, split) for split in range(len(splits)) for kind in self._kinds]
         self._all = len(pieces) * needs_nets + len(self._kinds)
         with Workers(self._threads) as workers:
-            self._through_the_physics(splits, workers)
             ridges = {kind: self._prepare(kind) for kind in self._kinds}
             size = self._size(self._effort.validation_members, share=0.7)
             if not needs_nets:
                 size = replace(size, members=0)
             fits: dict[tuple[bool, int], Part] = {}
 
-            def validate(_: int, piece: tuple[bool, int]) -> None:
+            def validate(_: int, piece: tuple[bool, int] | None) -> None:
+                if piece is None:
+                    self._through_the_physics(splits)
+                    return
                 kind, number = piece
                 sample = self._learning(kind).where(splits[number].training)
                 fits[piece] = self._fit(kind, sample, ridges[kind], size, number)
 
-            workers.run(validate, pieces)
+            workers.run(validate, [None, *pieces])
             errors = self._errors(splits, fits)
             weights = self._weights(errors)
             shares = dict(zip(self._wanted, weights.tolist(), strict=True))
@@ -192,16 +194,17 @@ class Search:
             weights /= weights.sum()
         return weights
 
-    def _through_the_physics(self, splits: list[Split], workers: Workers) -> None:
+    def _through_the_physics(self, splits: list[Split]) -> None:
         """Fit the candidate `physics`, or leave it out and keep the reason."""
         problem = self._problem
         if self._lens is None or not isinstance(problem, Problem):
             return
         try:
-            self._physics = Regression(
-                problem.x, problem.y, problem.valid, problem.msi_range, self._lens, splits,
-                self._effort.waves, self._seed, workers,
-            )  # fmt: skip
+            with Workers(1) as alone:  # the others are at work on the networks
+                self._physics = Regression(
+                    problem.x, problem.y, problem.valid, problem.msi_range, self._lens, splits,
+                    self._effort.waves, self._seed, alone,
+                )  # fmt: skip
         except DataError as error:
             self._without = error.message
             return
