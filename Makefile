@@ -28,7 +28,7 @@ lint: $(STAMP) ## formatting, lint, types
 	$(BIN)/mypy
 
 test: lint ## lint, types and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 bench: $(STAMP) ## measure speed and memory; BENCH=name runs one, BENCH_DIR=folder holds the files
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench $(BENCH)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from spectralift_cli.core.resources import available_cpus
+
 CompletedProcess = subprocess.CompletedProcess[str]
 Run = Callable[..., CompletedProcess]
 
@@ -27,6 +29,13 @@ def spectralift() -> Run:
         )  # type: ignore[call-overload,no-any-return]  # fmt: skip
 
     return run
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many processes as CPUs, but few: each loads PyTorch, and starts processes that do."""
+    del config
+    return min(4, available_cpus())
 
 
 def _folder(variable: str) -> Path:

@@ -18,9 +18,11 @@ def serve() -> None:
         "app",
         "core.jobs.sharing",
         "core.pipeline",
-        *(f"core.formats.{x}" for x in ("npy", "envi", "zarr")),
+        *(f"core.formats.{x}" for x in ("npy", "envi", "zarr", "hdf5", "hdf5_write")),
     ):
         importlib.import_module(f"spectralift_cli.{name}")
+    for name in ("pydantic.type_adapter", "sympy"):  # PyTorch loads it with the first gradient
+        importlib.import_module(name)
     from spectralift_cli.__main__ import main
     from spectralift_cli.core import stages
 

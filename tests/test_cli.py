@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,12 +31,20 @@ def two_lines(text: str) -> bool:
     return len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("  hint: ")
 
 
-@pytest.fixture
-def cube(tmp_path: Path, spectralift: Run) -> Path:
-    path = tmp_path / "in.npy"
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory, spectralift: Run) -> Path:
+    path = tmp_path_factory.mktemp("sample") / "in.npy"
     done = spectralift("sample", "synthetic", "--size", "9,7,5", "--crs", "EPSG:32633", "-o", path)
     assert done.returncode == 0, done.stderr
     return path
+
+
+@pytest.fixture
+def cube(tmp_path: Path, sampled: Path) -> Path:
+    """A cube with its sidecar, which the test may spoil."""
+    for path in sampled.parent.iterdir():
+        shutil.copy2(path, tmp_path)
+    return tmp_path / sampled.name
 
 
 @pytest.mark.parametrize("words", [["--help"], *([c, "--help"] for c in COMMANDS), ["--version"]])

@@ -183,8 +183,8 @@ def test_the_fit_is_the_ridge_regression_of_dense_matrices(make: Callable[..., P
     expected = sharp @ solve(np.ones(156, bool), *best)
     model = build_model("physics", 3, 9, found.model_config).with_weights(tensors)
     got = whole(model, pair.msi)
-    # components that add less than 0.03 of the error are left out
-    assert np.sqrt(np.square(got - expected).mean()) < 0.05 * rmse[best]
+    # components that add less than 0.1 of the error are left out
+    assert np.sqrt(np.square(got - expected).mean()) < 0.12 * rmse[best]
 
 
 def test_it_knows_the_hr_pixels_where_pairs_see_only_means(make: Callable[..., Pair]) -> None:
@@ -301,6 +301,8 @@ def test_by_name_it_is_refused_where_it_cannot_be_fitted(make: Callable[..., Pai
     with pytest.raises(OptionError, match="--effort does not apply to the model kernel"):
         TrainConfig.check_given({"model": "kernel", "effort": "best"})
     TrainConfig.check_given({"model": "physics", "effort": "best"})
+    with pytest.raises(OptionError, match="--uncertainty does not apply to the model physics"):
+        TrainConfig(model="physics", uncertainty=True)
     bad: dict[str, Any]
     for bad in ({"waves": 0, "components": 1}, {"waves": 5, "components": 10**9}, {"waves": "5"}):
         with pytest.raises(DataError):

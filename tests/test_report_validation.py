@@ -150,3 +150,13 @@ def test_maps_that_are_gone_or_damaged_are_told(scene: sl.Scene, tmp_path: Path)
     text = page.read_text()
     assert "A map of it cannot be shown" in text
     assert "Its maps are not beside it, or hold no value." in text
+
+
+def test_a_result_of_holes_alone_gets_a_page_that_says_so(scene: sl.Scene, tmp_path: Path) -> None:
+    truth = sl.read_cube(scene.path("gt"))
+    sl.write_cube(tmp_path / "nan.npy", sl.Cube(np.full_like(truth.values, np.nan), truth.meta))
+    page = tmp_path / "page.html"
+    sl.report(scene.folder, page, result=tmp_path / "nan.npy")
+    text = page.read_text()
+    assert "the result is not scored: none of the 4096 pixels is valid in both cubes" in text
+    assert "Result: 100 % of the pixels have no value" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 
@@ -40,6 +41,9 @@ Floats32 = NDArray[np.float32]
 
 _MATCH_PIXELS = 2**22  # HR pixels that the PSF is compared on
 _GAIN_OFF = 0.02
+# the discrepancy principle (Morozov 1966): a residual above the noise has more to say
+_MET = 1.1
+_MOST_RAISED = 8
 
 
 class Correction:
@@ -73,6 +77,7 @@ class Correction:
         # held-out LR pixels see through the same wrong kernel: then the HR-MSI is asked, too
         self.doubtful = self._rival is not None and not config.ungated
         self.steps = 0
+        self.raised = 1  # what the prior's covariance was multiplied by
         self.factor = 0.0
 
     def _matched(
@@ -149,24 +154,30 @@ class Correction:
             self.verdict = Verdict("drop", 0.0, 0.0, 0.0, 0, 0)
             self._lr_after = self._residual
             return
-        variances, into, self._out = self.prior.left()
         first = self._step.coefficients((seeing.image * self._scale[:, :, None])[self.use])
         gram = Gram(self.optics, self.sharp.weights, self.use, self._scale)
-        inward = into.astype(np.float32)
-        residual, explained = multiply(self._residual, inward), multiply(first, inward)
+        while True:
+            variances, into, self._out = self.prior.left()
+            inward, outward = into.astype(np.float32), self._out.astype(np.float32)
+            residual, explained = multiply(self._residual, inward), multiply(first, inward)
+            v, self.steps = gram.solve(variances, residual - explained)
+            v *= variances.astype(np.float32)
+            whole = explained + gram.matrix @ v
+            # what a wrong kernel leaves cannot be explained by errors of the cube, and need not be
+            met = self._lr_distance(multiply(residual - whole, outward)) <= _MET
+            if met or self.match.after > BAD_MATCH or self.raised == _MOST_RAISED:
+                break
+            self.raised *= 2
+            self.prior = dataclasses.replace(self.prior, covariance=2 * self.prior.covariance)
         self.verdict = (
             UNGATED if self.config.ungated else judge(gram, variances, residual, explained)
         )
-        v, self.steps = gram.solve(variances, residual - explained)
-        v *= variances.astype(np.float32)
         self._v = np.zeros(self._seen.shape, np.float32)
         self._v[self.use] = v * self._scale[self.use][:, None]
         if self.doubtful:
             self.verdict = self.verdict.limited(self._msi_share(done))
         self.factor = self.verdict.factor
-        self._lr_after = multiply(
-            residual - self.factor * (explained + gram.matrix @ v), self._out.astype(np.float32)
-        )
+        self._lr_after = multiply(residual - self.factor * whole, outward)
 
     def _msi_share(self, done: Callable[[int], None]) -> float:
         """Return by which share of the correction the HR-MSI is nearest, in units of its noise."""
@@ -203,18 +214,21 @@ class Correction:
 
     def reprojection(self, *, before: bool) -> Reprojection:
         """Return how far the estimate or the result is from both images."""
-        residual = self._residual if before else self._lr_after
-        basis = self.space.basis
-        lr = float("nan")
-        if len(residual):
-            power = residual.T.astype(np.float64) @ residual / len(residual)
-            error = np.einsum("bk,kl,bl->b", basis, power, basis)
-            lr = float(np.median(np.sqrt(error / (np.square(basis) @ self.space.noise_power))))
         msi = self._msi_before
         if not before and self.factor:
             msi = np.sqrt(self._msi_after / max(self._msi_count, 1))
         noise = self.sharp.msi_noise_std[self._bands]
+        lr = self._lr_distance(self._residual if before else self._lr_after)
         return Reprojection(lr, float(np.median(msi / noise)))
+
+    def _lr_distance(self, residual: Floats32) -> float:
+        """Return the median over bands of the RMSE that residual coefficients make, per noise."""
+        if not len(residual):
+            return float("nan")
+        basis = self.space.basis
+        power = residual.T.astype(np.float64) @ residual / len(residual)
+        error = np.einsum("bk,kl,bl->b", basis, power, basis)
+        return float(np.median(np.sqrt(error / (np.square(basis) @ self.space.noise_power))))
 
     def warn(self) -> None:
         """Say what the user should know of the inputs."""

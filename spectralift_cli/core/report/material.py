@@ -193,6 +193,8 @@ def _take_scene(found: Material, scene: Scene) -> None:
 
 def _run_json(folder: Path) -> Mapping[str, Any]:
     source = folder / "run.json"
+    if not folder.exists():
+        raise DataError(f"{folder}: no such folder", "give the folder of a scene or of a run")
     if not source.is_file():
         raise DataError(
             f"{folder}: is neither a scene nor a run, it has no scene.json and no run.json",
