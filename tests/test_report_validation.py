@@ -15,7 +15,7 @@ from spectralift_cli.app import app
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats.kernels import write_psf
 from spectralift_cli.core.report.material import gather
-from spectralift_cli.core.runconfig import resolve_config
+from spectralift_cli.core.runs.config import resolve_config
 from spectralift_cli.core.validation.inputs import ValidateInputs
 from spectralift_cli.core.validation.validate import validate
 

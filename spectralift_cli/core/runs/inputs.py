@@ -15,9 +15,9 @@ from typing import Any
 
 from spectralift_cli import __version__
 from spectralift_cli.core.identity import identity
-from spectralift_cli.core.runblocks import plain
-from spectralift_cli.core.runconfig import RunConfig
-from spectralift_cli.core.runreceipt import Receipt
+from spectralift_cli.core.runs.blocks import plain
+from spectralift_cli.core.runs.config import RunConfig
+from spectralift_cli.core.runs.receipt import Receipt
 from spectralift_cli.core.scene import Scene
 from spectralift_cli.core.stages import Reading
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectralift_cli.core import refining, runinputs, stages
+from spectralift_cli.core import refining, stages
 from spectralift_cli.core.checkpoint import Checkpoint, load_checkpoint
 from spectralift_cli.core.cube import Progress
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -18,9 +18,10 @@ from spectralift_cli.core.fitstate import discard_state, is_whole, state_path_of
 from spectralift_cli.core.metrics import METRICS
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
-from spectralift_cli.core.runconfig import RunConfig
-from spectralift_cli.core.runkeeper import Keeper, Made
-from spectralift_cli.core.runreceipt import Receipt
+from spectralift_cli.core.runs import inputs as runinputs
+from spectralift_cli.core.runs.config import RunConfig
+from spectralift_cli.core.runs.keeper import Keeper, Made
+from spectralift_cli.core.runs.receipt import Receipt
 from spectralift_cli.core.scene import open_scene
 from spectralift_cli.core.validation.document import document_text
 from spectralift_cli.core.validation.figures import DOCUMENT
