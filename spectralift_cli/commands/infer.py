@@ -147,8 +147,8 @@ def infer(
             sharing.executor() as executor,
             console.progress(f"infer {image.name}") as progress,
         ):
+            from spectralift_cli.core.given import Reading, Storage
             from spectralift_cli.core.jobs.blocks import InferTask
-            from spectralift_cli.core.stages import Reading, Storage
 
             state = infer_shared(
                 InferTask(

@@ -67,8 +67,8 @@ def refine(
     creation = options.parse_creation_options(co)
 
     from spectralift_cli.core import refining
+    from spectralift_cli.core.given import Reading
     from spectralift_cli.core.pairs import ResponseChoice
-    from spectralift_cli.core.stages import Reading
 
     with options.stdin_as_file(srf_file) as srf_path:
         response = ResponseChoice(

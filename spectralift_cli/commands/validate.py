@@ -89,8 +89,8 @@ def validate(
     options.refuse_several_responses(console.given, ("num_msi_bands", "fwhm_factor"))
     memory_bytes = options.parse_size(memory)
 
+    from spectralift_cli.core.given import Reading
     from spectralift_cli.core.pairs import ResponseChoice
-    from spectralift_cli.core.stages import Reading
     from spectralift_cli.core.validation.inputs import ValidateInputs
     from spectralift_cli.core.validation.validate import validate as run
 

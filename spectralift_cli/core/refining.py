@@ -17,6 +17,7 @@ from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import check_estimate
 from spectralift_cli.core.estimation.result import Estimate, read_estimate
 from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.given import AnyPath, Execution, Reading, Storage
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferResult
@@ -32,15 +33,7 @@ from spectralift_cli.core.refinement.refine import refine as refine_cube
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
-from spectralift_cli.core.stages import (
-    AnyPath,
-    Execution,
-    Reading,
-    Storage,
-    infer,
-)
-
-_AS_FOUND, _AS_LR, _AS_MAY_BE = Reading(), Storage(), Execution()
+from spectralift_cli.core.stages import infer
 
 
 @dataclass(frozen=True)
@@ -68,9 +61,9 @@ class RefineInputs:
     model: Path | None = None
     psf_file: Path | None = None
     estimate: Path | None = None
-    reading: Reading = _AS_FOUND
-    lr_reading: Reading = _AS_FOUND
-    msi_reading: Reading = _AS_FOUND
+    reading: Reading = Reading()
+    lr_reading: Reading = Reading()
+    msi_reading: Reading = Reading()
 
 
 def refine(
@@ -166,7 +159,7 @@ def refine_inputs(
     lr_hsi: Path | None = None,
     psf_file: Path | None = None,
     estimate: Path | None = None,
-    reading: Reading = _AS_FOUND,
+    reading: Reading = Reading(),
 ) -> RefineInputs:
     """Return what the cube that `infer` makes of an image is refined with.
 
@@ -216,10 +209,10 @@ def infer_refined(
     refining: RefineConfig | None = None,
     *,
     inputs: RefineInputs,
-    stored: Storage = _AS_LR,
+    stored: Storage = Storage(),
     batch_size: int | None = None,
-    reading: Reading = _AS_FOUND,
-    execution: Execution = _AS_MAY_BE,
+    reading: Reading = Reading(),
+    execution: Execution = Execution(),
     uncertainty_file: AnyPath | None = None,
     overwrite: bool = False,
 ) -> Refined:

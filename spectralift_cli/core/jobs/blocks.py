@@ -26,13 +26,14 @@ from spectralift_cli.core.engine import Compute, Counts, WriteBehind
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import create_cube, open_cube
 from spectralift_cli.core.formats.arrays import meta_to_json
+from spectralift_cli.core.given import Reading, Storage
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.inference import Inference, prepare
 from spectralift_cli.core.jobs.folder import Job, Receipt
 from spectralift_cli.core.jobs.plan import BlockGrid
 from spectralift_cli.core.msi_bands import without_dropped
 from spectralift_cli.core.resources import available_cpus
-from spectralift_cli.core.stages import Reading, Storage, open_model
+from spectralift_cli.core.stages import open_model
 
 # blocks that are computed and not yet on the disk
 _MOST_UNSETTLED = 4

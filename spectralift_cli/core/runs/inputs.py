@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from spectralift_cli import __version__
+from spectralift_cli.core.given import Reading
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.runs.blocks import plain
 from spectralift_cli.core.runs.config import RunConfig
 from spectralift_cli.core.runs.receipt import Receipt
 from spectralift_cli.core.scene import Scene
-from spectralift_cli.core.stages import Reading
 
 # of memory and speed only
 _NO_PART = ("inference_batch_size",)

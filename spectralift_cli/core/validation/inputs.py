@@ -17,6 +17,7 @@ from spectralift_cli.core.errors import OptionError, SpectraliftWarning
 from spectralift_cli.core.estimation.apply import check_estimate
 from spectralift_cli.core.estimation.result import Estimate, read_estimate
 from spectralift_cli.core.formats.kernels import read_psf
+from spectralift_cli.core.given import Reading
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.msi_bands import check_bands, without_dropped
@@ -28,7 +29,6 @@ from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
-from spectralift_cli.core.stages import Reading
 
 _ASSUMED_FWHM = 1.0  # LR pixels
 _AS_FOUND = Reading()

@@ -104,7 +104,7 @@ def validate(
         sections: list[Section] = []
         options: dict[str, Any] = {"trust_psf": True} if trust_psf else {}
         if reduced:
-            from spectralift_cli.core.stages import Execution  # here: they import torch
+            from spectralift_cli.core.given import Execution  # here: they import torch
             from spectralift_cli.core.validation.rehearsal import Pipeline, rehearse
 
             if refine is not None:
