@@ -44,6 +44,7 @@ _API = {
     **dict.fromkeys(("Checkpoint", "load_checkpoint"), "spectralift_cli.core.checkpoint"),
     **dict.fromkeys(("SpectraliftError", "SpectraliftWarning"), "spectralift_cli.core.errors"),
     "ResponseChoice": "spectralift_cli.core.pairs",
+    "Ranks": "spectralift_cli.core.ranks",
     **dict.fromkeys(("estimate", "EstimateInputs"), "spectralift_cli.core.estimation.estimate"),
     **dict.fromkeys(("Estimate", "read_estimate"), "spectralift_cli.core.estimation.result"),
     "validate": "spectralift_cli.core.validation.validate",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
     from spectralift_cli.core.pairs import ResponseChoice
     from spectralift_cli.core.pictures.files import quicklook
+    from spectralift_cli.core.ranks import Ranks
     from spectralift_cli.core.refining import RefineInputs, infer_refined, refine
     from spectralift_cli.core.report.page import report
     from spectralift_cli.core.samples import write_sample

@@ -17,7 +17,7 @@ def serve() -> None:
     for name in (
         "app",
         "core.jobs.sharing",
-        "core.pipeline",
+        "core.runs.pipeline",
         *(f"core.formats.{x}" for x in ("npy", "envi", "zarr", "hdf5", "hdf5_write")),
     ):
         importlib.import_module(f"spectralift_cli.{name}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +64,21 @@ def test_imports_run_one_way(path: Path) -> None:
         assert not [n for n in everything if starts(n, ("torch",))]
     if where in STDLIB_ONLY_TABLES:
         assert not [n for n in top if starts(n, THIRD_PARTY)]
+
+
+def test_inference_starts_without_scipy() -> None:
+    modules = ", ".join(
+        f"spectralift_cli.core.{name}" for name in ("stages", "jobs.blocks", "formats.npy")
+    )
+    code = f"import sys, {modules}; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0, (
+        "a second more, a worker each"
+    )
+
+
+def test_helpers_of_a_job_start_before_pytorch() -> None:
+    code = "import sys, spectralift_cli.core.jobs.sharing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_core_prints_nothing() -> None:

@@ -15,6 +15,7 @@ from spectralift_cli.core.checkpoint import save_checkpoint
 from spectralift_cli.core.cube import Cube
 from spectralift_cli.core.formats import write_cube
 from spectralift_cli.core.operators.scaling import Scaling
+from tests.bench.harness import measure
 from tests.inverters import make_checkpoint
 
 ROWS, COLS, BANDS = 18, 60_000, 100  # a row of the output has 12 MB, the whole 216 MB
@@ -32,24 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# a process's peak begins at its parent's, which here is pytest's: a small one comes between
-MEASURE = """
-import os, subprocess, sys
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, usage = os.wait4(process.pid, 0)
-print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
-"""
-
-
 def infer(folder: Path, *more: object) -> tuple[int, str, float]:
     """Return exit code, stderr and peak MB of a process that writes a cube or refuses to."""
     words = ["infer", folder / "model.safetensors", folder / "msi.npy", "-q", *more]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, sys.executable, "-m", "spectralift_cli", *map(str, words)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    code, peak = map(int, done.stdout.split())
-    return code, done.stderr, peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    code, said, _, peak_mb = measure(
+        sys.executable, "-m", "spectralift_cli", *map(str, words), stderr=subprocess.PIPE
+    )
+    return code, said, peak_mb
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,7 @@ def test_multispectral_bands_are_joined_and_dotted():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     numbered = style.new_figure(300, 200).subplots()
     style.draw_curves(numbered, {"a": [1.0, np.nan, 3.0, 4.0]})
+    assert all(float(tick).is_integer() for tick in numbered.get_xticks())  # bands have no halves
     assert segments(numbered) == [[3, 4]]
     assert dots(numbered) == [1, 3, 4]
     assert numbered.get_xlabel() == "Band"

@@ -130,7 +130,11 @@ def test_drawn_pixels_do_not_depend_on_how_a_file_is_read(tmp_path: Path) -> Non
     for height in (61, 7, 1):
         with cube(tmp_path, f"{height}.npy", values) as reader:
             reader.block_rows = height
-            found.append(load_pool([Source(reader, even_srf())], max_pixels=300, seed=9))
+            source, told = Source(reader, even_srf()), []
+            found.append(
+                load_pool([source], max_pixels=300, seed=9, progress=lambda *now: told.append(now))  # noqa: B023
+            )
+            assert told[-1] == (122, 122)
     for pool in found[1:]:
         assert pool.lr_hsi.tobytes() == found[0].lr_hsi.tobytes()
         assert pool.scaling == found[0].scaling

@@ -308,9 +308,40 @@ def test_a_wrong_estimate_gets_right_and_agrees_with_both_images(
 ) -> None:
     result = run(files, tmp_path / "out.npy")
     assert result.verdict.decision == "keep"
-    assert result.after.lr < 1.3 < result.before.lr
+    assert result.after.lr < 1.1 < result.before.lr
+    assert result.raised == 1
     assert result.after.msi < 1.1
     assert error(files, tmp_path / "out.npy") < 0.8 * error(files, files / "estimate.npy")
+
+
+def test_strength_is_raised_until_the_lr_hsi_is_met(files: Path, tmp_path: Path) -> None:
+    weak = run(files, tmp_path / "weak.npy", strength=0.25)
+    assert weak.raised in (2, 4, 8)
+    assert weak.after.lr <= 1.1
+    as_much = run(files, tmp_path / "as_much.npy", strength=0.25 * weak.raised)
+    assert as_much.raised == 1
+    np.testing.assert_allclose(
+        np.load(tmp_path / "weak.npy"), np.load(tmp_path / "as_much.npy"), atol=1e-6
+    )
+
+
+def test_a_kernel_kept_against_the_images_is_judged_by_the_msi(files: Path, tmp_path: Path) -> None:
+    """Held-out LR pixels see through the same box, the HR-MSI does not."""
+    from scipy.ndimage import gaussian_filter
+
+    with open_cube(files / "truth.npy") as truth:
+        soft = gaussian_filter(truth.read(), (1.5, 1.5, 0))
+    write_cube(tmp_path / "soft.npy", Cube.of(soft))
+    box = {"psf": np.ones((3, 3)), "estimate": tmp_path / "soft.npy"}
+    with pytest.warns(UserWarning, match="without --trust-psf, leaves"):
+        result = run(files, tmp_path / "out.npy", trust_psf=True, **box)
+    assert result.verdict.msi_share is not None
+    assert result.verdict.factor <= max(result.verdict.msi_share, 0)
+    assert "bears out" in str(result.verdict)
+    assert result.after.msi <= result.before.msi
+    with pytest.warns(UserWarning, match="; corrected"):
+        free = run(files, tmp_path / "free.npy", **box)
+    assert free.verdict.msi_share is None
 
 
 @pytest.mark.parametrize("wrong", ["narrow", "wide", "moved", "box", "pair"])

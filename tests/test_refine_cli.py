@@ -121,6 +121,12 @@ def test_infer_refines_at_once(made: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert lonely.exit_code == 2
     assert "--lr-hsi" in lonely.stderr
+    assert "HR-MSI" in at_once.stderr  # how far from both images it is
+    planned = invoke(
+        "infer", made / "m.safetensors", made / "scene/hr_msi.h5", "--refine", "--dry-run",
+        "-o", tmp_path / "c.npy",
+    )  # fmt: skip
+    assert planned.exit_code == 2  # a plan promises nothing that would be refused
 
 
 def test_a_plan_writes_nothing(made: Path, tmp_path: Path) -> None:

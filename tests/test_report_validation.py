@@ -15,7 +15,7 @@ from spectralift_cli.app import app
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats.kernels import write_psf
 from spectralift_cli.core.report.material import gather
-from spectralift_cli.core.runconfig import resolve_config
+from spectralift_cli.core.runs.config import resolve_config
 from spectralift_cli.core.validation.inputs import ValidateInputs
 from spectralift_cli.core.validation.validate import validate
 
@@ -47,7 +47,7 @@ def test_a_run_without_truth_validates_and_shows_it(scene: sl.Scene, tmp_path: P
     assert done.exit_code == 0, done.stderr
     folder = tmp_path / "out"
     outputs = json.loads((folder / "run.json").read_text())["outputs"]
-    assert outputs["validation"] == "validate/validate.json"
+    assert outputs["validation"] == "validate"
     document = json.loads((folder / "validate" / "validate.json").read_text())
     assert list(document["sections"]) == ["reduced", "lr_hsi", "hr_msi", "no_reference"]
     assert "refine (" in document["sections"]["reduced"]["about"]  # as the run itself
@@ -60,6 +60,21 @@ def test_a_run_without_truth_validates_and_shows_it(scene: sl.Scene, tmp_path: P
     document = json.loads((folder / "validate.json").read_text())
     assert list(document["sections"]) == ["lr_hsi", "hr_msi", "no_reference"]
     assert TITLE in (folder / "report.html").read_text()
+
+
+def test_resuming_keeps_it_as_long_as_nothing_it_tells_of_changed(
+    scene: sl.Scene, tmp_path: Path
+) -> None:
+    blocks = {**of_files(scene), "validate": {"reduced": False}, "report": {"write": False}}
+    assert run(tmp_path, blocks).exit_code == 0
+    again = run(tmp_path, blocks, "--resume")
+    assert "validate: unchanged, kept" in again.stderr
+    assert "nothing has changed" in again.stderr
+    blocks["refine"] = {"enabled": False}
+    other = run(tmp_path, blocks, "--resume")
+    assert other.exit_code == 0, other.stderr
+    assert "train: unchanged, kept" in other.stderr
+    assert "validate: made again (changed: " in other.stderr
 
 
 @pytest.mark.parametrize(("when", "done"), [(None, False), ("always", True), ("never", False)])
@@ -135,3 +150,13 @@ def test_maps_that_are_gone_or_damaged_are_told(scene: sl.Scene, tmp_path: Path)
     text = page.read_text()
     assert "A map of it cannot be shown" in text
     assert "Its maps are not beside it, or hold no value." in text
+
+
+def test_a_result_of_holes_alone_gets_a_page_that_says_so(scene: sl.Scene, tmp_path: Path) -> None:
+    truth = sl.read_cube(scene.path("gt"))
+    sl.write_cube(tmp_path / "nan.npy", sl.Cube(np.full_like(truth.values, np.nan), truth.meta))
+    page = tmp_path / "page.html"
+    sl.report(scene.folder, page, result=tmp_path / "nan.npy")
+    text = page.read_text()
+    assert "the result is not scored: none of the 4096 pixels is valid in both cubes" in text
+    assert "Result: 100 % of the pixels have no value" in text

@@ -20,11 +20,11 @@ from typer.testing import CliRunner, Result
 
 from spectralift_cli.app import app
 from spectralift_cli.core.checkpoint import load_checkpoint
-from spectralift_cli.core.configtext import LIMIT_BYTES
 from spectralift_cli.core.describe_run import describe_run
-from spectralift_cli.core.flatconfig import FlatConfig
 from spectralift_cli.core.formats import read_cube, write_cube
 from spectralift_cli.core.metrics import METRICS
+from spectralift_cli.core.runs.configtext import LIMIT_BYTES
+from spectralift_cli.core.runs.flatconfig import FlatConfig
 from spectralift_cli.core.samples import synthetic
 from spectralift_cli.core.scene import open_scene
 from spectralift_cli.core.sensors.response import documented_srf, invented_wavelengths

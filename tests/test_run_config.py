@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectralift_cli.core.config import SynthConfig, TrainConfig
-from spectralift_cli.core.configtext import LIMIT_BYTES, parse_config, read_config
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftError
-from spectralift_cli.core.flatconfig import FlatConfig, flat_snapshot
-from spectralift_cli.core.runblocks import BLOCKS, block_keys
-from spectralift_cli.core.runconfig import RunConfig, resolve_config
+from spectralift_cli.core.runs.blocks import BLOCKS, block_keys
+from spectralift_cli.core.runs.config import RunConfig, resolve_config
+from spectralift_cli.core.runs.configtext import LIMIT_BYTES, parse_config, read_config
+from spectralift_cli.core.runs.flatconfig import FlatConfig, flat_snapshot
 from tests.test_run import EXAMPLES, FLAT, NATIVE
 
 

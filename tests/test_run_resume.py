@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from spectralift_cli.core import runinputs
-from spectralift_cli.core.configtext import read_config
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import write_cube
-from spectralift_cli.core.pipeline import execute
-from spectralift_cli.core.runconfig import resolve_config
-from spectralift_cli.core.runreceipt import Receipt
+from spectralift_cli.core.runs import inputs as runinputs
+from spectralift_cli.core.runs.config import resolve_config
+from spectralift_cli.core.runs.configtext import read_config
+from spectralift_cli.core.runs.pipeline import execute
+from spectralift_cli.core.runs.receipt import Receipt
 from spectralift_cli.core.samples import synthetic
 from tests.test_faults import Server, wait_for
 from tests.test_run import bytes_of, config, done, run

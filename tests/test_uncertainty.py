@@ -20,9 +20,9 @@ import spectralift_cli as sl
 from spectralift_cli.core import samples
 from spectralift_cli.core.checkpoint import load_checkpoint, save_checkpoint
 from spectralift_cli.core.errors import DataError, OptionError
-from spectralift_cli.core.pipeline import execute
 from spectralift_cli.core.refining import infer_refined, refine_inputs
-from spectralift_cli.core.runconfig import resolve_config
+from spectralift_cli.core.runs.config import resolve_config
+from spectralift_cli.core.runs.pipeline import execute
 from spectralift_cli.core.uncertainty.calibrate import noise_free
 from spectralift_cli.core.uncertainty.calibration import (
     ErrorModel,

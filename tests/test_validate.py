@@ -217,6 +217,10 @@ def test_loose_files_without_wavelengths_with_holes(tmp_path: Path, bands: int) 
     json.dumps(found.to_json(), allow_nan=False)
 
 
+def no_work(done: int, total: int) -> None:
+    raise AssertionError(f"worked to {done} of {total}")
+
+
 def test_what_cannot_be_validated_is_refused(scene: sl.Scene, tmp_path: Path) -> None:
     inputs = ValidateInputs(scene=scene.folder)
     cube = sl.read_cube(scene.path("gt"))
@@ -225,7 +229,7 @@ def test_what_cannot_be_validated_is_refused(scene: sl.Scene, tmp_path: Path) ->
     with pytest.raises(DataError, match="60 x 72 pixels, the HR-MSI 64 x 72"):
         validate(inputs, result=tmp_path / "small.npy", reduced=False)
     with pytest.raises(DataError, match="3 bands, the LR-HSI 24"):
-        validate(inputs, result=scene.path("hr_msi"), reduced=False)
+        validate(inputs, result=scene.path("hr_msi"), progress=no_work)  # told before the work
     with pytest.raises(OptionError, match="--maps does not apply without a result"):
         validate(inputs, maps=tmp_path / "maps")
     with pytest.raises(OptionError, match="leaves nothing to do"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -197,7 +198,8 @@ def test_command_takes_the_options_and_refuses_those_without_a_part(
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert "estimate, as given" in document["sections"]["reduced"]["about"]
-    assert document["provenance"]["steps"][-1]["options"]["refine"]["strength"] == 16.0
+    told = document["provenance"]["steps"][-1]["options"]["refine"]
+    assert told == dataclasses.asdict(sl.RefineConfig())
     for option in ("--refine", "--estimate-anew"):
         refused = spectralift(*words, "--no-reduced", "--result", scene.path("gt"), option)
         assert (refused.returncode, refused.stdout) == (2, "")

@@ -105,9 +105,9 @@ def infer(
             metavar="SIZE",
             rich_help_panel=options.RUN,
             show_default="what speed asks for, whatever the size of the image",
-            help="Most memory that a process may hold, Python and PyTorch included, like 600MB or 2GB; "
-            "less is slower, with the same bytes. What cannot be kept (--device cpu, without --refine "
-            "and --uncertainty) is refused.",
+            help="Most memory that a process may hold, Python and PyTorch included, like 600MB or 2GB: "
+            "what needs more is refused. Less is slower, with the same bytes. Kept on --device cpu, "
+            "without --refine and --uncertainty.",
         ),
     ] = None,
     co: options.CreationOptions = None,
@@ -172,6 +172,13 @@ def infer(
 
     reading = stages.Reading(var, axis_order, None, memory_bytes)
     stored = stages.Storage(dtype, scale, offset, nodata, creation)
+    inputs = None
+    if refine:
+        from spectralift_cli.core import refining
+
+        inputs = refining.refine_inputs(
+            model, image, lr_hsi=lr_hsi, psf_file=psf_file, estimate=estimate, reading=reading
+        )
     if dry_run:
         forecast = stages.plan_infer(
             model, image, output, config, stored=stored, batch_size=inference_batch_size,
@@ -191,29 +198,26 @@ def infer(
         ]
         if plan.placement is not None:
             rows.append(("placement", str(plan.placement)))
+        if inputs is not None:
+            rows.append(("then", "refined to agree with both images; see refine --dry-run"))
         data = {
             "shape": list(plan.meta.shape), "dtype": plan.meta.dtype.name,
             "size_bytes": plan.meta.nbytes, "batch_size": plan.batch_size,
             "workers": plan.cut.workers, "memory_bytes": plan.needed_bytes, "device": plan.device,
             "trial_pixels_per_s": forecast.pixels_per_s, "trial_seconds": forecast.seconds,
-            "placement": placement_json(plan.placement),
+            "placement": placement_json(plan.placement), "refine": refine,
         }  # fmt: skip
         return Result(data={"plan": data}, table=table(rows))
-    if refine:
-        from spectralift_cli.core import refining
-
+    if inputs is not None:
         with console.progress(f"infer and refine {image.name}") as progress:
             both = refining.infer_refined(
-                model, image, output, config,
-                inputs=refining.refine_inputs(
-                    model, image, lr_hsi=lr_hsi, psf_file=psf_file, estimate=estimate,
-                    reading=reading,
-                ),
+                model, image, output, config, inputs=inputs,
                 stored=stored, batch_size=inference_batch_size, reading=reading,
                 execution=stages.Execution(device, threads, progress),
                 uncertainty_file=uncertainty, overwrite=overwrite,
             )  # fmt: skip
-        console.say(str(both.refined.verdict))
+        for line in both.refined.summary():
+            console.say(line)
         told, files = _uncertainty(console, both.inferred)
         return Result(
             outputs=both.refined.files, side_files=files, data=both.refined.to_json() | told

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from spectralift_cli.core.config import SynthConfig
 from spectralift_cli.core.formats import FORMATS, find_format
-from spectralift_cli.core.sensors import SENSORS
+from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT, SENSORS
 
 _SUFFIXES = ", ".join(suffix for row in FORMATS for suffix in row.suffixes[:1])
 READING = "Reading"
@@ -128,6 +129,21 @@ DropUncoveredBands = Annotated[
         help="Drop MSI bands that the cube's wavelengths cover less than half.",
     ),
 ]
+_COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
+NumMsiBands = Annotated[
+    int | None,
+    typer.Option(
+        "--num-msi-bands", "--num-bands-msi-non-synthetic", rich_help_panel=LOOSE,
+        show_default=False, help=f"Use the documented sensor with that many bands ({_COUNTS}).",
+    ),
+]  # fmt: skip
+FwhmFactor = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-3, max=1e3, rich_help_panel=LOOSE, show_default=f"{SynthConfig.fwhm_factor:g}",
+        help="A documented band's Gaussian std is (high edge - low edge) / factor.",
+    ),
+]  # fmt: skip
 RESPONSES = ("srf_file", "sensor", "msi_bands")
 Estimate = Annotated[
     Path | None,

@@ -102,10 +102,6 @@ def refine(
                 cube, inputs, output, config, options=creation, overwrite=overwrite,
                 progress=progress,
             )  # fmt: skip
-    console.say(str(result.verdict))
-    before, after = result.before, result.after
-    console.say(
-        f"reprojection error per noise, median over bands: LR-HSI {before.lr:.2f} -> "
-        f"{after.lr:.2f}, HR-MSI {before.msi:.2f} -> {after.msi:.2f}"
-    )
+    for line in result.summary():
+        console.say(line)
     return Result(outputs=result.files, data=result.to_json())

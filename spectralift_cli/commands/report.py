@@ -48,14 +48,19 @@ def report(
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="What validate --json or --maps wrote."),
+        typer.Option(
+            metavar="JSON",
+            help="What validate --json or --maps wrote.",
+            show_default="the run's, or validate.json (validate/validate.json) beside the result",
+        ),
     ] = None,
     overwrite: options.Overwrite = False,
 ) -> Result:
     """Write one offline page: images, spectra, errors, scores, PSF, SRF, settings, provenance.
 
     It tells how far the result agrees with both inputs, what refine decided, and what estimate,
-    validate and infer --uncertainty found where their files are given. It holds everything it shows, needs no network and runs no script.
+    validate and infer --uncertainty found where their files are given, or, of validate, lie in the
+    folder of the run, the scene or the result. It holds everything it shows, needs no network and runs no script.
     """
     if output.suffix.lower() not in _HTML:
         raise typer.BadParameter(f"{output}: the name of a page ends in .html")

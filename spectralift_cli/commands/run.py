@@ -61,9 +61,9 @@ def run(
         raise typer.BadParameter("--resume keeps what --overwrite would drop: give one of them")
     memory_bytes = options.parse_size(memory)
 
-    from spectralift_cli.core.configtext import LIMIT_BYTES, parse_config, read_config
-    from spectralift_cli.core.pipeline import execute
-    from spectralift_cli.core.runconfig import resolve_config
+    from spectralift_cli.core.runs.config import resolve_config
+    from spectralift_cli.core.runs.configtext import LIMIT_BYTES, parse_config, read_config
+    from spectralift_cli.core.runs.pipeline import execute
 
     path = config or config_option
     if path is None:

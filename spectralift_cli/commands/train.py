@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,14 +16,11 @@ import typer
 from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command
 from spectralift_cli.core.config import SynthConfig, TrainConfig
-from spectralift_cli.core.sensors import DOCUMENTED_BY_BAND_COUNT
 
 if TYPE_CHECKING:
     from spectralift_cli.core.ranks import Ranks
     from spectralift_cli.core.stages import TrainInputs
     from spectralift_cli.core.training import TrainingPlan
-
-_COUNTS = ", ".join(map(str, DOCUMENTED_BY_BAND_COUNT))
 
 
 @command
@@ -46,32 +44,14 @@ def train(
             rich_help_panel=options.LOOSE,
             help="Sharp multispectral image: its bands, place and units are checked; its band names "
             "choose a sensor's bands, its wavelengths and FWHM make the response where no option "
-            "does; preset auto allows for its noise.",
+            "does; preset auto allows for its noise and fits through the PSF to its pixels.",
         ),
     ] = None,
     srf_file: options.SrfFile = None,
     sensor: options.Sensor = None,
     msi_bands: options.MsiBands = None,
-    num_msi_bands: Annotated[
-        int | None,
-        typer.Option(
-            "--num-msi-bands",
-            "--num-bands-msi-non-synthetic",
-            rich_help_panel=options.LOOSE,
-            show_default=False,
-            help=f"Use the documented sensor with that many bands ({_COUNTS}).",
-        ),
-    ] = None,
-    fwhm_factor: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-3,
-            max=1e3,
-            rich_help_panel=options.LOOSE,
-            show_default=f"{SynthConfig.fwhm_factor:g}",
-            help="A documented band's Gaussian std is (high edge - low edge) / factor.",
-        ),
-    ] = None,
+    num_msi_bands: options.NumMsiBands = None,
+    fwhm_factor: options.FwhmFactor = None,
     estimate: options.Estimate = None,
     drop_uncovered_bands: Annotated[
         bool,
@@ -108,8 +88,9 @@ def train(
     """Fit the model that turns an MSI spectrum into a hyperspectral one.
 
     The preset auto fits several models to a part of the LR pixels, weighs them by their error on
-    the others, and fits them again to all. It needs no ground truth, and of the HR-MSI it takes
-    the noise, and some pixels to make one network of several.
+    the others, and fits them again to all. It needs no ground truth. Of the HR-MSI it takes the
+    noise, and some pixels to make one network of several; and with 3 bands or more it fits one
+    model to the LR-HSI through the PSF, at the HR pixels (--model physics fits that one alone).
 
     Several scenes of the same two sensors make one model; --max-pixels draws a part of their LR
     pixels, so that LR-HSIs larger than the memory can be trained on. `torchrun --nproc-per-node N
@@ -187,6 +168,8 @@ def _follow(
     from spectralift_cli.core import stages
     from spectralift_cli.core.errors import SpectraliftWarning
 
+    # a process that waits for another inside PyTorch runs no handler of ours, and has nothing to undo
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if config.published is not None and not dry_run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SpectraliftWarning)  # the first process says them

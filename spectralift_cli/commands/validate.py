@@ -9,7 +9,7 @@ import typer
 
 from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command, table
-from spectralift_cli.core.config import RefineConfig, TrainConfig
+from spectralift_cli.core.config import RefineConfig, SynthConfig, TrainConfig
 
 if TYPE_CHECKING:
     from spectralift_cli.core.validation.figures import Validation
@@ -28,6 +28,8 @@ def validate(
     srf_file: options.SrfFile = None,
     sensor: options.Sensor = None,
     msi_bands: options.MsiBands = None,
+    num_msi_bands: options.NumMsiBands = None,
+    fwhm_factor: options.FwhmFactor = None,
     drop_uncovered_bands: options.DropUncoveredBands = False,
     psf_file: Annotated[
         Path | None,
@@ -84,7 +86,7 @@ def validate(
     and with --estimate, --estimate-anew and --refine what these do. Of a --result it also tells how
     far it agrees with the LR-HSI and the HR-MSI, and D_lambda, D_s and HQNR.
     """
-    options.refuse_several_responses(console.given, ())
+    options.refuse_several_responses(console.given, ("num_msi_bands", "fwhm_factor"))
     memory_bytes = options.parse_size(memory)
 
     from spectralift_cli.core.pairs import ResponseChoice
@@ -98,6 +100,8 @@ def validate(
                 scene=options.only_scene(scene, scene_option), lr_hsi=lr_hsi, hr_msi=hr_msi,
                 response=ResponseChoice(
                     srf_file=srf_path, sensor=sensor, msi_bands=msi_bands,
+                    num_msi_bands=num_msi_bands,
+                    fwhm_factor=SynthConfig.fwhm_factor if fwhm_factor is None else fwhm_factor,
                     drop_uncovered_bands=drop_uncovered_bands,
                 ),
                 psf_file=psf_file, estimate=estimate,

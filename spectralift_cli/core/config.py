@@ -139,7 +139,8 @@ class TrainConfig:
     with the published values as defaults.
 
     Raises:
-        OptionError: an option of the other preset has a value that is not its default.
+        OptionError: an option of the other preset has a value that is not its default, or the
+            uncertainty of a model is asked for that cannot be calibrated.
     """
 
     preset: str = _option(
@@ -182,6 +183,12 @@ class TrainConfig:
             if getattr(self, name) != each.default
         }
         self._check_preset({**changed, "preset": self.preset})
+        if self.uncertainty and self.model == "physics":
+            raise OptionError(
+                "--uncertainty does not apply to the model physics: its calibration fits models to "
+                "LR pixels alone",
+                "leave one of them out, or choose another --model",
+            )
 
     @property
     def published(self) -> TrainConfig | None:
@@ -268,7 +275,11 @@ class RefineConfig:
     """What determines how far a cube is made to agree with both images."""
 
     strength: float = _option(
-        32.0, "variance of single pixels' errors over that of LR pixels'", low=1e-3, high=1e6
+        32.0,
+        "variance of single pixels' errors over that of LR pixels', raised up to 8 times until "
+        "the LR-HSI is met",
+        low=1e-3,
+        high=1e6,
     )
     components: int | None = _option(
         None, "of the LR-HSI's signal (default: those beyond its noise, up to 20)", low=1, high=200

@@ -275,11 +275,13 @@ class CubeReader(ABC):
         block_rows: the number of rows that is natural to read at once.
         row_unit: rows that are decoded together; 1 where a row costs no more than its own bytes, so
             that rows may be skipped, all of them where it is not known.
+        held_bytes: of values that it keeps between two reads.
     """
 
     format_name: str = ""
     streams: bool = True
     swath: bool = False
+    held_bytes: int = 0
 
     def __init__(self, path: Path, meta: CubeMeta, layout: Mapping[str, Any] | None = None) -> None:
         self.path = path
@@ -542,6 +544,7 @@ class SelectedReader(CubeReader):
         self.swath = source.swath
         self.block_rows = source.block_rows
         self.row_unit = source.row_unit
+        self.held_bytes = source.held_bytes
         self.choices = source.choices
         self._source = source
         self._row = row

@@ -51,7 +51,6 @@ class Footprint:
         pixel_bytes: of the output.
         cols: pixels of a row.
         read_row_bytes: of a row of the MSI, with the bands that are not used.
-        unit_rows: rows of the MSI that are decoded together.
         held_bytes: what its reader holds all the time.
         written_bytes: what the writer holds.
         step_rows: rows that are handed to the writer together.
@@ -63,7 +62,6 @@ class Footprint:
     pixel_bytes: int
     cols: int
     read_row_bytes: int
-    unit_rows: int
     held_bytes: int
     written_bytes: int
     widest: Cut
@@ -91,7 +89,6 @@ class Footprint:
         """
         meta = msi.meta
         pixel_bytes = out.bands * out.dtype.itemsize
-        unit = msi.row_unit if msi.streams and msi.row_unit < meta.rows else 1
         rows = max(1, min(meta.rows, BLOCK_BYTES // meta.row_bytes))
         rows = max(rows, min(meta.rows, -(-chunk // meta.cols)), msi.block_rows)
         return cls(
@@ -101,8 +98,7 @@ class Footprint:
             pixel_bytes=pixel_bytes,
             cols=meta.cols,
             read_row_bytes=msi.stored_row_bytes,
-            unit_rows=unit,
-            held_bytes=0 if msi.streams else meta.rows * msi.stored_row_bytes,
+            held_bytes=msi.held_bytes if msi.streams else meta.rows * msi.stored_row_bytes,
             written_bytes=0 if output is None else _written_bytes(output, out),
             widest=Cut(workers, _group(chunk, workers, pixel_bytes), rows),
         )  # fmt: skip
@@ -119,7 +115,7 @@ class Footprint:
         """Return about the most that is held, in bytes."""
         # two groups and the rows that are not handed on yet, and a copy in the file's order
         groups = (3 * cut.group + 2 * self.step_rows * self.cols) * self.pixel_bytes
-        read = _READ_COPIES * max(cut.read_rows, self.unit_rows) * self.read_row_bytes
+        read = _READ_COPIES * cut.read_rows * self.read_row_bytes
         return (
             cut.workers * self.thread_bytes + groups + read + self.held_bytes + self.written_bytes
         )
@@ -152,15 +148,14 @@ class Footprint:
     def _smaller(self, cut: Cut) -> Cut | None:
         """Return the cut that is next in speed, or None if there is none."""
         read = cut.read_rows * self.read_row_bytes
-        least_rows = self.unit_rows
-        if cut.read_rows > least_rows and 2 * read > cut.group * self.pixel_bytes:
-            return dataclasses.replace(cut, read_rows=max(least_rows, cut.read_rows // 2))
+        if cut.read_rows > 1 and 2 * read > cut.group * self.pixel_bytes:
+            return dataclasses.replace(cut, read_rows=cut.read_rows // 2)
         least_group = cut.workers * self.chunk
         if cut.group > least_group:
             halved = cut.group // 2 // self.chunk * self.chunk
             return dataclasses.replace(cut, group=max(least_group, halved))
-        if cut.read_rows > least_rows:
-            return dataclasses.replace(cut, read_rows=max(least_rows, cut.read_rows // 2))
+        if cut.read_rows > 1:
+            return dataclasses.replace(cut, read_rows=cut.read_rows // 2)
         if cut.workers > 1:
             workers = cut.workers - 1
             return dataclasses.replace(cut, workers=workers, group=workers * self.chunk)

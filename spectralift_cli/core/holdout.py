@@ -146,10 +146,9 @@ class _Lines:
 
     def guarded(self, guard: int) -> _Lines:
         """Return the chosen pixels with the widest guard band, up to `guard`, that leaves enough."""
-        from scipy.ndimage import binary_dilation  # which inference does without
 
         for width in range(min(guard, max(self.rows.size, self.cols.size)), 0, -1):
-            wide = _Lines(*(binary_dilation(x, iterations=width) for x in (self.rows, self.cols)))
+            wide = _Lines(_widened(self.rows, width), _widened(self.cols, width))
             if wide.others >= _LEAST_TRAINING_SHARE * self.others:
                 return wide
         return self
@@ -161,6 +160,13 @@ def inner_pixels(shape: tuple[int, int]) -> BoolArray:
     border = _border(*shape)
     inner[border : shape[0] - border, border : shape[1] - border] = True
     return inner.ravel()
+
+
+def _widened(line: BoolArray, width: int) -> BoolArray:
+    """Return which places of a line (n,) are at most `width` away from a chosen one."""
+    near = np.convolve(line, np.ones(2 * width + 1, np.int64))
+    wide: BoolArray = near[width : width + line.size] > 0
+    return wide
 
 
 def _border(rows: int, cols: int) -> int:

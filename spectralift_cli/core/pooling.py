@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, row_blocks
+from spectralift_cli.core.cube import (
+    BoolArray,
+    CubeReader,
+    FloatArray,
+    Progress,
+    no_progress,
+    row_blocks,
+)
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.drawing import Drawing
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -113,7 +120,13 @@ class Pool:
         return levels_of(self.scaling.undo(self.lr_msi[chosen]))
 
 
-def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed: int = 0) -> Pool:
+def load_pool(
+    sources: Sequence[Source],
+    *,
+    max_pixels: int | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Pool:
     """Read LR-HSIs of the same sensors and make the pairs (LR-MSI, LR-HSI) of their pixels.
 
     LR-MSI = LR-HSI @ SRF.T over the used bands, with the first image's SRF.
@@ -122,6 +135,7 @@ def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed:
         sources: at least one.
         max_pixels: pixels at most that are taken, drawn evenly over all valid ones; None for all.
         seed: of the drawing.
+        progress: called as progress(rows read, rows to read), every image twice.
 
     Raises:
         DataError: the images have other bands, other responses or other units; too few pixels are
@@ -138,13 +152,16 @@ def load_pool(sources: Sequence[Source], *, max_pixels: int | None = None, seed:
         flagged = source.lr_hsi.meta.bad_bands
         bad |= np.zeros(bands, bool) if flagged is None else flagged
     _check_memory(sources, max_pixels, int((~bad).sum()))
-    finite = np.array([_finite_of_each_band(source.lr_hsi) for source in sources])  # (images, B)
+    read = _Reading(sources, progress)
+    finite = np.array(
+        [_finite_of_each_band(source.lr_hsi, read) for source in sources]
+    )  # (images, B)
     used = ~bad & (finite > 0).all(axis=0)
     if not used.any():
         raise DataError(_no_band(sources, bad, finite), "leave the image with the gap out")
     for other in sources[1:]:
         _check_response(first, other, used)
-    valid, (image, index, values) = _draw(sources, used, max_pixels, seed)
+    valid, (image, index, values) = _draw(sources, used, max_pixels, seed, read)
     if len(values) < 2:
         raise DataError(
             f"{valid} LR pixels of {_named(sources)} have values in all {int(used.sum())} used "
@@ -194,6 +211,19 @@ def check_pool(pool: Pool, sources: Sequence[Source]) -> None:
                 sharp.scale,
                 source.radiometry,
             )
+
+
+class _Reading:
+    """Tells how far the reading of all images is, each of which is read twice."""
+
+    def __init__(self, sources: Sequence[Source], progress: Progress) -> None:
+        self._progress = progress
+        self._rows, self._total = 0, 2 * sum(source.lr_hsi.meta.rows for source in sources)
+
+    def done(self, rows: int) -> None:
+        """Add rows that have been read."""
+        self._rows += rows
+        self._progress(self._rows, self._total)
 
 
 def _check_bands(first: Source, other: Source) -> None:
@@ -269,14 +299,16 @@ def _check_response(first: Source, other: Source, used: BoolArray) -> None:
         )
 
 
-def _finite_of_each_band(reader: CubeReader) -> NDArray[np.int64]:
+def _finite_of_each_band(reader: CubeReader, read: _Reading) -> NDArray[np.int64]:
     """Return (B,) how many pixels of each band have a value."""
     meta = reader.meta
     if meta.dtype.kind != "f" and meta.nodata is None:
+        read.done(meta.rows)
         return np.full(meta.bands, meta.rows * meta.cols)
     finite = np.zeros(meta.bands, np.int64)
     for rows in row_blocks(meta.rows, reader.block_rows):
         finite += np.isfinite(reader.read_units(rows)).sum(axis=(0, 1))
+        read.done(rows.stop - rows.start)
     return finite
 
 
@@ -307,7 +339,11 @@ def _named(sources: Sequence[Source]) -> str:
 
 
 def _draw(
-    sources: Sequence[Source], used: BoolArray, max_pixels: int | None, seed: int
+    sources: Sequence[Source],
+    used: BoolArray,
+    max_pixels: int | None,
+    seed: int,
+    read: _Reading,
 ) -> tuple[int, tuple[NDArray[np.int32], NDArray[np.int64], FloatPixels]]:
     """Return how many pixels are valid, and image, flat index and values in units of those drawn."""
     total = sum(source.lr_hsi.meta.rows * source.lr_hsi.meta.cols for source in sources)
@@ -319,6 +355,7 @@ def _draw(
             good = np.flatnonzero(np.isfinite(units).all(axis=1))
             valid += len(good)
             drawing.show(image, rows.start * cols + good, units[good])
+            read.done(rows.stop - rows.start)
     return valid, drawing.result()
 
 

@@ -37,7 +37,9 @@ def plan_pool(pool: Pool, config: TrainConfig, sources: Sequence[Source]) -> Tra
     )  # fmt: skip
 
 
-def open_pool(sources: Sequence[Source], config: TrainConfig) -> tuple[Pool, TrainingPlan]:
+def open_pool(
+    sources: Sequence[Source], config: TrainConfig, progress: Progress = no_progress
+) -> tuple[Pool, TrainingPlan]:
     """Read the pixels to train on and check that all images belong together.
 
     Raises:
@@ -45,7 +47,7 @@ def open_pool(sources: Sequence[Source], config: TrainConfig) -> tuple[Pool, Tra
         OptionError: the config asks for a model that holds the LR-HSI of one scene.
     """
     check_model_of_pool(config)
-    pool = load_pool(sources, max_pixels=config.max_pixels, seed=config.seed)
+    pool = load_pool(sources, max_pixels=config.max_pixels, seed=config.seed, progress=progress)
     check_pool(pool, sources)
     return pool, plan_pool(pool, config, sources)
 
@@ -71,7 +73,7 @@ def train_pool(
         config: how; its `max_pixels` bounds what is held in memory.
         device: where; None for the processor.
         threads: at most; None for all this process may use. Changes no byte of the result.
-        progress: called as progress(done, all).
+        progress: called as progress(rows read, rows to read), then as progress(done, all) of the fit.
         announce: called with the plan before the fit.
         **paper: of the published network's fit: state_path, save_every_s, resume and group of `fit`.
 
@@ -79,7 +81,7 @@ def train_pool(
         DataError: see `load_pool`, `check_pool` and `fit`.
         OptionError: the config asks for a model that holds the LR-HSI of one scene.
     """
-    pool, plan = open_pool(sources, config)
+    pool, plan = open_pool(sources, config, progress)
     if announce is not None:
         announce(plan)
     if config.published is None:

@@ -18,7 +18,7 @@ from spectralift_cli.core.checkpoint import (
     save_checkpoint,
 )
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig, TrainConfig
-from spectralift_cli.core.cube import CubeMeta, CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import CubeMeta, CubeReader, FloatArray, Progress, no_progress
 from spectralift_cli.core.devices import check_threads, resolve_device
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.estimation.apply import applied, check_estimate
@@ -40,26 +40,20 @@ from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
 from spectralift_cli.core.pooling import Source
-from spectralift_cli.core.pooltraining import open_pool, train_pool
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Ranks, joined
-from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
 from spectralift_cli.core.synthesis import SynthPlan, plan_synthesis, synthesize
-from spectralift_cli.core.training import (
-    Trained,
-    TrainingPlan,
-    check_units,
-    load_pairs,
-    plan_training,
-)
-from spectralift_cli.core.training import train as train_model
 from spectralift_cli.core.uncertainty.write import calibration_of, write_uncertainty
 
+# what fits models brings SciPy along, a second that inference does without: it is imported inside
 if TYPE_CHECKING:
     import torch
+
+    from spectralift_cli.core.refinement.optics import Optical
+    from spectralift_cli.core.training import Trained, TrainingPlan
 
 AnyPath = str | Path
 
@@ -215,7 +209,7 @@ class _Opened:
     hr_msi: CubeReader | None = None
     psf_radius_lr_px: int | None = None
     scaled_from: tuple[float, float] | None = None
-    optical: Optical = field(default_factory=Optical)
+    optical: Optical = field(default_factory=lambda: _optical())
 
     def source(self) -> Source:
         """Return the image as one of a pool."""
@@ -234,6 +228,12 @@ class _Opened:
             self.hr_msi.close()
 
 
+def _optical(kernel: FloatArray | None = None, *, includes_footprint: bool = False) -> Optical:
+    from spectralift_cli.core.refinement.optics import Optical
+
+    return Optical(kernel, includes_footprint)
+
+
 def _open_training(inputs: TrainInputs) -> _Opened:
     if inputs.estimate is None:
         return _open_inputs(inputs, None)
@@ -247,7 +247,7 @@ def _open_training(inputs: TrainInputs) -> _Opened:
     opened.identities["estimate"] = identity(inputs.estimate)
     optical = opened.optical
     if found.effective_psf is not None:
-        optical = Optical(found.effective_psf, includes_footprint=True)
+        optical = _optical(found.effective_psf, includes_footprint=True)
     return dataclasses.replace(
         opened, radiometry=found.radiometry, shift_px=found.shift_px, optical=optical
     )
@@ -305,9 +305,11 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         msi = without_dropped(msi, srf)
         sharp = _look_at(msi, srf, meta, placement)
         radius = pairs.psf_radius_lr_px(scene)
-        optical = Optical()
+        optical = _optical()
         if scene.has("psf"):
-            optical = Optical(read_psf(scene.path("psf")), scene.psf_includes_footprint)
+            optical = _optical(
+                read_psf(scene.path("psf")), includes_footprint=scene.psf_includes_footprint
+            )
     except BaseException:
         reader.close()
         if msi is not None:
@@ -391,6 +393,9 @@ def train(
     device = resolve_device(ranks.device_name(execution.device) if ranks else execution.device)
     if ranks is not None and threads is None:
         threads = max(1, check_threads(None) // ranks.local_count)
+    from spectralift_cli.core.pooltraining import train_pool
+    from spectralift_cli.core.training import train as train_model
+
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(_open_training(each)) for each in several]
         group = stack.enter_context(joined(ranks, device))
@@ -513,6 +518,9 @@ def _calibrated(
 
 def plan_train(inputs: TrainInputs | Sequence[TrainInputs], config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
+    from spectralift_cli.core.pooltraining import open_pool
+    from spectralift_cli.core.training import check_units, load_pairs, plan_training
+
     with contextlib.ExitStack() as stack:
         several = check_several(inputs, config)
         opened = [stack.enter_context(_open_training(each)) for each in several]

@@ -24,7 +24,7 @@ from spectralift_cli.core.jobs.plan import BlockGrid
 from tests.bench.bench_inference import write_inputs
 from tests.bench.harness import scratch
 
-SIDES = (1024, 3072)
+SIDES = (1024, 2048)
 PIXELS = (10**9, 10**10, 10**11)
 BANDS_IN, BANDS_OUT = 4, 100
 CLUSTER_THREADS = 64

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,18 +28,40 @@ def scratch(need_bytes: float) -> Iterator[Path]:
         yield Path(folder)
 
 
+# the peak of a process begins at that of the one that started it: a small one comes between
+_MEASURE = """
+import os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - started
+print(os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss)
+"""
+
+
+def measure(*command: str | Path, stderr: int | None = None) -> tuple[int, str, float, float]:
+    """Run a command; return its exit code, stderr, wall seconds and peak resident memory in MB.
+
+    Args:
+        command: the program and its arguments.
+        stderr: as `subprocess.run` takes it; subprocess.PIPE to get it back.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *map(str, command)],
+        stdout=subprocess.PIPE, stderr=stderr, text=True, check=True,
+    )  # fmt: skip
+    code, seconds, peak = done.stdout.split()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(code), done.stderr or "", float(seconds), int(peak) * unit / 1e6
+
+
 def run(*command: str | Path) -> tuple[float, float]:
     """Run a command; return its wall seconds and its peak resident memory in MB.
 
     Raises:
         SystemExit: it failed; its output was shown.
     """
-    started = time.perf_counter()
-    with subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        sys.exit(f"{command} failed with exit code {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return seconds, usage.ru_maxrss * unit / 1e6
+    code, _, seconds, peak = measure(*command)
+    if code:
+        sys.exit(f"{command} failed with exit code {code}")
+    return seconds, peak

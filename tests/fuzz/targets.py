@@ -199,8 +199,8 @@ def _text(name: str, text: str) -> Callable[[Path], Path]:
 
 
 def _read_config(path: Path) -> None:
-    from spectralift_cli.core.configtext import read_config
-    from spectralift_cli.core.runconfig import resolve_config
+    from spectralift_cli.core.runs.config import resolve_config
+    from spectralift_cli.core.runs.configtext import read_config
 
     resolve_config(read_config(path), (), str(path))
 
@@ -302,7 +302,7 @@ _STAGE = {"version": "1", "options": {"sigma": 3.4, "bands": [1, 2]}, "files": {
 
 def _run_job(folder: Path) -> Path:
     """A run that was killed in its second stage, over a finished one."""
-    from spectralift_cli.core.runjob import RunJob
+    from spectralift_cli.core.runs.job import RunJob
 
     output = folder / "run"
     with contextlib.closing(RunJob(output)) as job:
@@ -319,7 +319,7 @@ def _run_job(folder: Path) -> Path:
 
 
 def _read_run_job(path: Path) -> None:
-    from spectralift_cli.core.runjob import RunJob
+    from spectralift_cli.core.runs.job import RunJob
 
     with contextlib.closing(RunJob(path, resume=True)) as job:
         job.kept("metrics", _STAGE)

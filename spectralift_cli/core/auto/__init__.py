@@ -215,14 +215,10 @@ def _candidate_lens(problem: Problem, view: View | None) -> tuple[Lens | None, s
 
 
 def _lens(problem: Problem, view: View) -> Lens:
-    """Return the HR-MSI through its PSF, which is found from the images where it is not known."""
-    psf = view.psf
-    if psf is None:
-        bands = problem.x.shape[1]
-        noise = np.zeros(bands) if problem.sharp is None else problem.sharp.noise
-        psf = find_psf(
-            view, problem.x, problem.y, problem.srf, problem.valid, problem.shape, noise
-        )  # fmt: skip
+    """Return the HR-MSI through the PSF on which both images agree."""
+    bands = problem.x.shape[1]
+    noise = np.zeros(bands) if problem.sharp is None else problem.sharp.noise
+    psf = find_psf(view, problem.x, problem.y, problem.srf, problem.valid, problem.shape, noise)
     return Lens(view, psf)
 
 

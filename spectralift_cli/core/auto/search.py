@@ -37,6 +37,7 @@ _CLEAR_GAIN = 0.98  # of held-out squared error, for which a fit departs from it
 # of the validation error, what a student may differ by: errors add up as squares, so that a tenth
 # raises the error by half a percent, 0.04 dB
 _TOLERANCE = 0.1
+_LEAST_SHARE_OF_PHYSICS = 0.1  # less is not worth the time of inference
 _NETS = {False: "residual-mlp", True: "prior-mlp"}  # without a prior, and with one
 
 
@@ -60,8 +61,8 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(1, 1, 2, 300, WaveChoice(128, (2.0,))),
-    "default": Effort(2, 2, 4, 500, WaveChoice(128, (2.0,))),
+    "fast": Effort(1, 1, 2, 300, WaveChoice(96, (2.0,))),
+    "default": Effort(2, 2, 4, 500, WaveChoice(96, (2.0,))),
     "best": Effort(4, 4, 8, 1000, WaveChoice(512, (1.0, 2.0, 4.0))),
 }
 
@@ -140,21 +141,23 @@ class Search:
         pieces = [(kind, split) for split in range(len(splits)) for kind in self._kinds]
         self._all = len(pieces) * needs_nets + len(self._kinds)
         with Workers(self._threads) as workers:
-            self._through_the_physics(splits, workers)
             ridges = {kind: self._prepare(kind) for kind in self._kinds}
             size = self._size(self._effort.validation_members, share=0.7)
             if not needs_nets:
                 size = replace(size, members=0)
             fits: dict[tuple[bool, int], Part] = {}
 
-            def validate(_: int, piece: tuple[bool, int]) -> None:
+            def validate(_: int, piece: tuple[bool, int] | None) -> None:
+                if piece is None:
+                    self._through_the_physics(splits)
+                    return
                 kind, number = piece
                 sample = self._learning(kind).where(splits[number].training)
                 fits[piece] = self._fit(kind, sample, ridges[kind], size, number)
 
-            workers.run(validate, pieces)
+            workers.run(validate, [None, *pieces])
             errors = self._errors(splits, fits)
-            weights = np.mean([each.best_weights() for each in errors], axis=0)
+            weights = self._weights(errors)
             shares = dict(zip(self._wanted, weights.tolist(), strict=True))
             chosen = [kind for kind in self._kinds if self._share(kind, shares) > 0]
             parts: dict[bool, Part] = {}
@@ -183,16 +186,25 @@ class Search:
                 workers.run(alone, range(len(blend)))
         return self._result(blend, shares, errors[0], weights)
 
-    def _through_the_physics(self, splits: list[Split], workers: Workers) -> None:
+    def _weights(self, errors: list[Errors]) -> Floats:
+        """Return the weights that the ways of judging agree on in the mean."""
+        weights: Floats = np.mean([each.best_weights() for each in errors], axis=0)
+        if self._physics is not None and weights[-1] < _LEAST_SHARE_OF_PHYSICS:
+            weights[-1] = 0
+            weights /= weights.sum()
+        return weights
+
+    def _through_the_physics(self, splits: list[Split]) -> None:
         """Fit the candidate `physics`, or leave it out and keep the reason."""
         problem = self._problem
         if self._lens is None or not isinstance(problem, Problem):
             return
         try:
-            self._physics = Regression(
-                problem.x, problem.y, problem.valid, problem.msi_range, self._lens, splits,
-                self._effort.waves, self._seed, workers,
-            )  # fmt: skip
+            with Workers(1) as alone:  # the others are at work on the networks
+                self._physics = Regression(
+                    problem.x, problem.y, problem.valid, problem.msi_range, self._lens, splits,
+                    self._effort.waves, self._seed, alone,
+                )  # fmt: skip
         except DataError as error:
             self._without = error.message
             return

@@ -36,13 +36,15 @@ from spectralift_cli.core.formats.zarr_meta import (
 )
 from spectralift_cli.core.formats.zarr_store import ZarrArray, list_arrays
 from spectralift_cli.core.outputs import SharedStaging, Staging
-from spectralift_cli.core.resources import available_cpus
+from spectralift_cli.core.resources import available_cpus, default_memory_bytes
 
 _CHUNK_SIDE = 128
 _MIN_CHUNK_ROWS = 8
-# of a row of chunks: what the writer holds, and the most that the reader keeps
+# of a row of chunks: what the writer holds, what the reader keeps without hesitation, and the part
+# of all memory that it keeps at the most
 _WRITE_ROW_BYTES = 2 * BLOCK_BYTES
 _CACHE_BYTES = 8 * BLOCK_BYTES
+_KEPT_PART = 8
 _MAX_CHUNKS_PER_ROW = 1_000_000
 _MAX_CHUNK_BYTES = 2**31 - 1
 _WRITE_THREADS = 4
@@ -67,8 +69,11 @@ class ZarrReader(CubeReader):
         inner = node.codecs.inner_shape if isinstance(node.codecs, Shards) else node.chunk_shape
         self._step = self.row_unit = min(inner[axes[0]], meta.rows)
         slab_bytes = self._step * meta.row_bytes
-        self._keeps = slab_bytes <= _CACHE_BYTES
+        # what is not kept is decoded again for every few rows of it: of a wide image it may be large
+        self._keeps = slab_bytes <= _most_kept(request)
         if self._keeps:
+            self.held_bytes = slab_bytes
+        if slab_bytes <= _CACHE_BYTES:
             self.block_rows = self._step * max(1, BLOCK_BYTES // slab_bytes)
         self._kept: tuple[int, AnyArray] | None = None
 
@@ -141,6 +146,12 @@ def open_zarr(path: Path, request: OpenRequest) -> CubeReader:
         "sharded": isinstance(node.codecs, Shards),
     }
     return ZarrReader(path, node, meta, axes, request, layout)
+
+
+def _most_kept(request: OpenRequest) -> int:
+    if request.memory_bytes is not None:
+        return request.memory_bytes // _KEPT_PART
+    return max(_CACHE_BYTES, default_memory_bytes() // _KEPT_PART)
 
 
 def _check_grid(

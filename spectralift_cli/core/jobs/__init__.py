@@ -6,7 +6,8 @@ lack a receipt, and the one that finds all of them there moves the output into p
 
 - `plan`: what is to be made and its blocks, the same for every process.
 - `folder`: the job on disk.
-- `blocks`: computing and checking a block.
+- `blocks`: computing, settling and checking blocks.
+- `crew`: processes beside this one.
 - `executors`: who computes the blocks: this process, local ones, a Dask cluster.
 - `sharing`: joins, hands out, finishes.
 """

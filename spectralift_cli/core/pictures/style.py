@@ -26,6 +26,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
+from matplotlib.ticker import MaxNLocator
 
 from spectralift_cli.core.cube import AnyArray, BoolArray, FloatArray
 from spectralift_cli.core.outputs import write_bytes
@@ -137,6 +138,8 @@ def draw_curves(
     for first, last in _runs(bad):
         axes.axvspan(*_extent(x, first, last), color=HOLE_COLOUR, alpha=0.6, linewidth=0)
     axes.set_xlabel("Band" if wavelengths_nm is None else "Wavelength (nm)")
+    if wavelengths_nm is None:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(with_unit(label, unit))
     axes.margins(x=0.02)
     if len(curves) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 
@@ -21,7 +22,14 @@ from spectralift_cli.core.refinement.images import (
     moments,
     usable_response,
 )
-from spectralift_cli.core.refinement.match import BAD_MATCH, Match, Pair, matched, through_response
+from spectralift_cli.core.refinement.match import (
+    BAD_MATCH,
+    CLEARLY_BETTER,
+    Match,
+    Pair,
+    matched,
+    through_response,
+)
 from spectralift_cli.core.refinement.msi_step import MsiStep
 from spectralift_cli.core.refinement.optics import Optical, Optics
 from spectralift_cli.core.refinement.outcome import Reprojection
@@ -33,6 +41,9 @@ Floats32 = NDArray[np.float32]
 
 _MATCH_PIXELS = 2**22  # HR pixels that the PSF is compared on
 _GAIN_OFF = 0.02
+# the discrepancy principle (Morozov 1966): a residual above the noise has more to say
+_MET = 1.1
+_MOST_RAISED = 8
 
 
 class Correction:
@@ -58,18 +69,26 @@ class Correction:
             self._seen[part] = self.space.coefficients(spectra)
             lr_msi[part] = through_response(spectra, self._srf)
         self._seen[~self._lr_valid] = 0
-        self.match = self._matched(lr_msi, placement, optical)
+        self.match, self._rival = self._matched(lr_msi, placement, optical)
         self.optics = Optics(self.match.psf, placement, optical.includes_footprint)
         share = self.optics.share(None if self.sharp.valid.all() else self.sharp.valid)
         self.use: BoolArray = self._lr_valid & Optics.whole(share)
         self._scale = np.where(self.use, 1 / np.where(self.use, share, 1), 0).astype(np.float32)
         # held-out LR pixels see through the same wrong kernel: then the HR-MSI is asked, too
-        self.doubtful = self.match.after > BAD_MATCH and not config.ungated
+        self.doubtful = self._rival is not None and not config.ungated
         self.steps = 0
+        self.raised = 1  # what the prior's covariance was multiplied by
         self.factor = 0.0
 
-    def _matched(self, lr_msi: Floats32, placement: Placement, optical: Optical) -> Match:
-        """Compare the images through the PSF, over as many rows as are enough."""
+    def _matched(
+        self, lr_msi: Floats32, placement: Placement, optical: Optical
+    ) -> tuple[Match, Match | None]:
+        """Compare the images through the PSF, over as many rows as are enough.
+
+        Returns:
+            The match to go by, and the much better one of a corrected PSF, where the given one is to
+            be trusted nevertheless.
+        """
         height, width = placement.hr_shape
         count = min(height, max(_MATCH_PIXELS // width, 1))
         first = (height - count) // 2
@@ -81,7 +100,11 @@ class Correction:
             lr_msi, self._lr_valid, sharp, noise, self.sharp.msi_noise_std[self._bands], window,
             optical.includes_footprint,
         )  # fmt: skip
-        return matched(images, optical.psf, trusted=self.config.trust_psf)
+        given = matched(images, optical.psf, trusted=self.config.trust_psf)
+        if not self.config.trust_psf or optical.psf is None or given.after < BAD_MATCH:
+            return given, None
+        best = matched(images, optical.psf)
+        return given, best if best.after <= CLEARLY_BETTER * given.after else None
 
     def look_at_lr(self, done: Callable[[int], None]) -> None:
         """Find what the LR-HSI says of the estimate, and from it the prior."""
@@ -131,24 +154,30 @@ class Correction:
             self.verdict = Verdict("drop", 0.0, 0.0, 0.0, 0, 0)
             self._lr_after = self._residual
             return
-        variances, into, self._out = self.prior.left()
         first = self._step.coefficients((seeing.image * self._scale[:, :, None])[self.use])
         gram = Gram(self.optics, self.sharp.weights, self.use, self._scale)
-        inward = into.astype(np.float32)
-        residual, explained = multiply(self._residual, inward), multiply(first, inward)
+        while True:
+            variances, into, self._out = self.prior.left()
+            inward, outward = into.astype(np.float32), self._out.astype(np.float32)
+            residual, explained = multiply(self._residual, inward), multiply(first, inward)
+            v, self.steps = gram.solve(variances, residual - explained)
+            v *= variances.astype(np.float32)
+            whole = explained + gram.matrix @ v
+            # what a wrong kernel leaves cannot be explained by errors of the cube, and need not be
+            met = self._lr_distance(multiply(residual - whole, outward)) <= _MET
+            if met or self.match.after > BAD_MATCH or self.raised == _MOST_RAISED:
+                break
+            self.raised *= 2
+            self.prior = dataclasses.replace(self.prior, covariance=2 * self.prior.covariance)
         self.verdict = (
             UNGATED if self.config.ungated else judge(gram, variances, residual, explained)
         )
-        v, self.steps = gram.solve(variances, residual - explained)
-        v *= variances.astype(np.float32)
         self._v = np.zeros(self._seen.shape, np.float32)
         self._v[self.use] = v * self._scale[self.use][:, None]
         if self.doubtful:
             self.verdict = self.verdict.limited(self._msi_share(done))
         self.factor = self.verdict.factor
-        self._lr_after = multiply(
-            residual - self.factor * (explained + gram.matrix @ v), self._out.astype(np.float32)
-        )
+        self._lr_after = multiply(residual - self.factor * whole, outward)
 
     def _msi_share(self, done: Callable[[int], None]) -> float:
         """Return by which share of the correction the HR-MSI is nearest, in units of its noise."""
@@ -185,18 +214,21 @@ class Correction:
 
     def reprojection(self, *, before: bool) -> Reprojection:
         """Return how far the estimate or the result is from both images."""
-        residual = self._residual if before else self._lr_after
-        basis = self.space.basis
-        lr = float("nan")
-        if len(residual):
-            power = residual.T.astype(np.float64) @ residual / len(residual)
-            error = np.einsum("bk,kl,bl->b", basis, power, basis)
-            lr = float(np.median(np.sqrt(error / (np.square(basis) @ self.space.noise_power))))
         msi = self._msi_before
         if not before and self.factor:
             msi = np.sqrt(self._msi_after / max(self._msi_count, 1))
         noise = self.sharp.msi_noise_std[self._bands]
+        lr = self._lr_distance(self._residual if before else self._lr_after)
         return Reprojection(lr, float(np.median(msi / noise)))
+
+    def _lr_distance(self, residual: Floats32) -> float:
+        """Return the median over bands of the RMSE that residual coefficients make, per noise."""
+        if not len(residual):
+            return float("nan")
+        basis = self.space.basis
+        power = residual.T.astype(np.float64) @ residual / len(residual)
+        error = np.einsum("bk,kl,bl->b", basis, power, basis)
+        return float(np.median(np.sqrt(error / (np.square(basis) @ self.space.noise_power))))
 
     def warn(self) -> None:
         """Say what the user should know of the inputs."""
@@ -204,8 +236,11 @@ class Correction:
             corrected = ""
             if self.match.steps:
                 corrected = f"; corrected, {self.match.after:.3g} times are left"
-            elif self.config.trust_psf:
-                corrected = "; without --trust-psf the PSF would be corrected by the images"
+            elif self._rival is not None:
+                corrected = (
+                    f", where a PSF corrected by the images, without --trust-psf, leaves "
+                    f"{self._rival.after:.3g} times"
+                )
             warnings.warn(
                 f"the PSF and the registration leave {self.match.before:.3g} times the noise's "
                 f"power between the LR-HSI and the HR-MSI{corrected}; what is left counts as noise",

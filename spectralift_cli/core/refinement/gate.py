@@ -8,9 +8,9 @@ what the correction explains of it, the share f of the correction that predicts 
 
 The gain's standard error is that over blocks, which share no pixel.
 
-LR pixels held out see through the same kernel as the others, so that a wrong one deceives the judge,
-too. Where the kernel does not map the images onto each other, the HR-MSI, which needs none, is the
-second judge: with m what it shows beyond the estimate and c what it would show of the correction, in
+LR pixels held out see through the same kernel as the others, so that a wrong one deceives this judge.
+Where a kernel is to be trusted although the images ask for another, the HR-MSI, which needs none, is
+the second: with m what it shows beyond the estimate and c what it would show of the correction, in
 units of its noise, no more than the share sum c m / sum c^2 is applied.
 """
 
@@ -72,7 +72,7 @@ class Verdict:
             return "refinement applied whatever held-out pixels say"
         words = {"keep": "kept", "damp": f"damped to {self.factor:.2f}", "drop": "dropped"}
         asked = "" if self.msi_share is None else (
-            f"; the PSF being in doubt, the HR-MSI was asked and bears out {self.msi_share:.2f} of it"
+            f"; the images ask for another PSF, and the HR-MSI bears out {self.msi_share:.2f} of it"
         )  # fmt: skip
         return (
             f"refinement {words[self.decision]}: held-out error {-100 * self.gain:+.2f} % "

@@ -39,7 +39,8 @@ _DIFFERENCE_NOISE = (0.5 + 6.0) / 2
 _SHIFTS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
 # times the noise's power, from which a mismatch is worth a word and a fresh start worth a try
 BAD_MATCH = 2.0
-_CLEARLY_BETTER = 0.5
+# of the power that is left, what another kernel must fall below to be taken instead
+CLEARLY_BETTER = 0.5
 # start widths where no PSF is known, in LR pixels
 _WIDTHS = (0.25, 0.4, 0.6, 0.85, 1.2)
 
@@ -154,7 +155,7 @@ def matched(images: Pair, psf: FloatArray | None, *, trusted: bool = False) -> M
         return given
     # small steps from a kernel of quite another width may end short of what a fresh start finds
     found = match(images, guess_psf(images))
-    if found.after > _CLEARLY_BETTER * given.after:
+    if found.after > CLEARLY_BETTER * given.after:
         return given
     return dataclasses.replace(found, before=given.before, steps=given.steps + found.steps)
 

@@ -37,6 +37,7 @@ class RefineResult:
         before: reprojection of the estimate.
         after: reprojection of the result, before rounding and clipping.
         steps: of the conjugate gradients.
+        raised: what the strength was multiplied by, for the LR-HSI to be met.
         pixels: of the image.
         holes: of these, left as they are.
         clipped: values brought into the clip range.
@@ -52,11 +53,20 @@ class RefineResult:
     before: Reprojection
     after: Reprojection
     steps: int
+    raised: int
     pixels: int
     holes: int
     clipped: int
     saturated: int
     moved: int
+
+    def summary(self) -> tuple[str, str]:
+        """Return, as lines, what was decided and how far cube and result are from both images."""
+        before, after = self.before, self.after
+        return str(self.verdict), (
+            f"reprojection error per noise, median over bands: LR-HSI {before.lr:.2f} -> "
+            f"{after.lr:.2f}, HR-MSI {before.msi:.2f} -> {after.msi:.2f}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return what was decided and measured as a JSON object."""
@@ -74,5 +84,6 @@ class RefineResult:
                 "before": dataclasses.asdict(self.before), "after": dataclasses.asdict(self.after)
             },
             "solver_steps": self.steps,
+            "strength_raised": self.raised,
             "counts": {name: getattr(self, name) for name in counts},
         }  # fmt: skip

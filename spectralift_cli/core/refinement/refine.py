@@ -98,7 +98,7 @@ def refine(
     work.warn()
     return RefineResult(
         files, work.verdict, work.match, work.space.components, int(work.use.sum()),
-        work.reprojection(before=True), work.reprojection(before=False), work.steps,
+        work.reprojection(before=True), work.reprojection(before=False), work.steps, work.raised,
         meta.rows * meta.cols, int((~work.sharp.valid).sum()),
         found.clipped, found.saturated, found.moved,
     )  # fmt: skip

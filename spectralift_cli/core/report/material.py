@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectralift_cli.core.configtext import read_config
 from spectralift_cli.core.cube import CubeReader, FloatArray, SelectedReader
 from spectralift_cli.core.errors import DataError, SpectraliftError
 from spectralift_cli.core.estimation.apply import check_estimate
@@ -18,8 +17,9 @@ from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.arrays import strict_json
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.identity import identity
-from spectralift_cli.core.runblocks import SCHEMA as RUN_SCHEMA
-from spectralift_cli.core.runconfig import RunConfig, resolve_config
+from spectralift_cli.core.runs.blocks import SCHEMA as RUN_SCHEMA
+from spectralift_cli.core.runs.config import RunConfig, resolve_config
+from spectralift_cli.core.runs.configtext import read_config
 from spectralift_cli.core.scene import Scene, is_scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
@@ -193,6 +193,8 @@ def _take_scene(found: Material, scene: Scene) -> None:
 
 def _run_json(folder: Path) -> Mapping[str, Any]:
     source = folder / "run.json"
+    if not folder.exists():
+        raise DataError(f"{folder}: no such folder", "give the folder of a scene or of a run")
     if not source.is_file():
         raise DataError(
             f"{folder}: is neither a scene nor a run, it has no scene.json and no run.json",

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from spectralift_cli import __version__
 from spectralift_cli.core.config import MetricsConfig, ReportConfig
 from spectralift_cli.core.cube import Progress, no_progress
-from spectralift_cli.core.errors import SpectraliftWarning
+from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.metrics.evaluate import evaluate
 from spectralift_cli.core.outputs import Staging, write_text
 from spectralift_cli.core.report.context import look
@@ -120,7 +120,11 @@ def _score(material: Material) -> None:
         return
     ratio = None if material.scene is None else material.scene.ratio
     with images["gt"].open() as truth, images["result"].open() as guess:
-        scores = evaluate(truth, guess, MetricsConfig(ratio=ratio))
+        try:
+            scores = evaluate(truth, guess, MetricsConfig(ratio=ratio))
+        except DataError as error:  # a result of holes alone; the page shows them
+            material.warn(f"the result is not scored: {error.message}")
+            return
     material.scores.append(scores.to_json())
 
 

@@ -98,7 +98,10 @@ def reduce_pair(pair: Pair) -> ReducedPair:
     seen = np.asarray(np.isfinite(msi).all(axis=2))
     rows, cols = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
     if not rows.size:
-        raise DataError("no LR pixel lies wholly in the HR-MSI", "check the images' georeference")
+        raise DataError(
+            "no LR pixel is seen by valid pixels of the HR-MSI",
+            "check the HR-MSI's nodata value, and the georeference of both images",
+        )
     top, left = int(rows[0]), int(cols[0])
     shape = int(rows[-1]) + 1 - top, int(cols[-1]) + 1 - left
     scale = pair.placement.scale

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from spectralift_cli.core.config import RefineConfig, TrainConfig
-from spectralift_cli.core.cube import Progress, no_progress
+from spectralift_cli.core.cube import CubeReader, Progress, no_progress
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.identity import identity, provenance
 from spectralift_cli.core.outputs import Staging
-from spectralift_cli.core.validation.agreement import agreement
+from spectralift_cli.core.validation.agreement import agreement, matching_result
 from spectralift_cli.core.validation.document import document_text
 from spectralift_cli.core.validation.figures import DOCUMENT, Section, Validation
 from spectralift_cli.core.validation.inputs import ValidateInputs, open_pair
@@ -98,6 +98,9 @@ def validate(
         said = stack.enter_context(open_pair(inputs))
         pair = with_matching_psf(said, trusted=trust_psf)
         identities = dict(pair.identities)
+        reader: CubeReader | None = None
+        if result is not None:  # what does not fit is told before the work
+            reader = matching_result(stack.enter_context(open_cube(result)), pair)
         sections: list[Section] = []
         options: dict[str, Any] = {"trust_psf": True} if trust_psf else {}
         if reduced:
@@ -111,12 +114,11 @@ def validate(
             section, _ = rehearse(pair, said, pipeline, work, execution=execution)
             sections.append(section)
             options |= pipeline.to_json()
-        if result is not None:
-            with open_cube(result) as reader:
-                identities["result"] = identity(*reader.files)
-                if reduced:
-                    warn_of_differences(reader.meta.provenance, pipeline, pair.estimate is not None)
-                sections += agreement(reader, pair, work, folder, progress)
+        if reader is not None:
+            identities["result"] = identity(*reader.files)
+            if reduced:
+                warn_of_differences(reader.meta.provenance, pipeline, pair.estimate is not None)
+            sections += agreement(reader, pair, work, folder, progress)
         found = Validation(tuple(sections), pair.psf, provenance("validate", options, identities))
         if stage is not None and folder is not None:
             (folder / DOCUMENT).write_text(document_text(found), encoding="utf-8")

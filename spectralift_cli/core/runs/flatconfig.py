@@ -16,7 +16,7 @@ from typing import Any
 from spectralift_cli.core.config import SynthConfig, TrainConfig, check, options_of
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import find_format
-from spectralift_cli.core.runblocks import build, key, plain, unknown_key
+from spectralift_cli.core.runs.blocks import build, key, plain, unknown_key
 
 # value of output_file_type -> ending and creation options
 OUTPUT_FILE_TYPES: dict[str, tuple[str, dict[str, str]]] = {

@@ -21,7 +21,7 @@ class Receipt:
 
     Args:
         stage: its name.
-        inputs: what determines its outputs, as JSON has it; see `runinputs`.
+        inputs: what determines its outputs, as JSON has it; see `runs.inputs`.
         files: role -> path in the run's folder.
         outputs: plain name of a file or folder at the top of the run's folder -> sha256.
         result: what the stage tells besides, as JSON has it.

@@ -12,9 +12,9 @@ from typing import Any
 
 from spectralift_cli.core.cube import Progress
 from spectralift_cli.core.errors import SpectraliftWarning
-from spectralift_cli.core.runjob import RunJob
-from spectralift_cli.core.runlog import RunLog
-from spectralift_cli.core.runreceipt import Receipt
+from spectralift_cli.core.runs.job import RunJob
+from spectralift_cli.core.runs.log import RunLog
+from spectralift_cli.core.runs.receipt import Receipt
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]
 

@@ -1,7 +1,7 @@
 """What a run does, from a config file and `--set key=value`, flat or native.
 
-A *native* config has `schema: spectralift.run/1` and one block a stage (`runblocks`). A *flat* one
-has SpectraLift's own keys (`flatconfig`); it is translated into blocks. Dotted keys
+A *native* config has `schema: spectralift.run/1` and one block a stage (`runs.blocks`). A *flat* one
+has SpectraLift's own keys (`runs.flatconfig`); it is translated into blocks. Dotted keys
 (`train.epochs`) set one option of a block in either. Relative paths are relative to the current
 folder.
 """
@@ -24,17 +24,8 @@ from spectralift_cli.core.config import (
     SynthConfig,
     TrainConfig,
 )
-from spectralift_cli.core.configtext import parse_settings
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.flatconfig import (
-    FlatConfig,
-    cube_stem,
-    flat_blocks,
-    flat_snapshot,
-    parse_flat,
-    unused_files,
-)
-from spectralift_cli.core.runblocks import (
+from spectralift_cli.core.runs.blocks import (
     BLOCKS,
     SCHEMA,
     InferFiles,
@@ -48,6 +39,15 @@ from spectralift_cli.core.runblocks import (
     check_names,
     plain,
     unknown_key,
+)
+from spectralift_cli.core.runs.configtext import parse_settings
+from spectralift_cli.core.runs.flatconfig import (
+    FlatConfig,
+    cube_stem,
+    flat_blocks,
+    flat_snapshot,
+    parse_flat,
+    unused_files,
 )
 
 

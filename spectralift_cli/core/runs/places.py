@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
-from spectralift_cli.core.runconfig import RunConfig
+from spectralift_cli.core.runs.config import RunConfig
 
 LOG_NAME = "run.log"
 

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from spectralift_cli import __version__
-from spectralift_cli.core import runinputs
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.devices import check_threads, resolve_device
 from spectralift_cli.core.errors import SpectraliftError, SpectraliftWarning
 from spectralift_cli.core.outputs import write_text
-from spectralift_cli.core.runblocks import SCHEMA
-from spectralift_cli.core.runconfig import RunConfig
-from spectralift_cli.core.rundocument import facts, model_facts, versions
-from spectralift_cli.core.runjob import RunJob
-from spectralift_cli.core.runkeeper import Keeper, Made, StageProgress
-from spectralift_cli.core.runlog import RunLog, speaking_of
-from spectralift_cli.core.runplaces import LOG_NAME, append_log, inside, places
-from spectralift_cli.core.runstages import VALIDATION_FOLDER, RunStages
-from spectralift_cli.core.validation.figures import DOCUMENT
+from spectralift_cli.core.runs import inputs as runinputs
+from spectralift_cli.core.runs.blocks import SCHEMA
+from spectralift_cli.core.runs.config import RunConfig
+from spectralift_cli.core.runs.document import facts, model_facts, versions
+from spectralift_cli.core.runs.job import RunJob
+from spectralift_cli.core.runs.keeper import Keeper, Made, StageProgress
+from spectralift_cli.core.runs.log import RunLog, speaking_of
+from spectralift_cli.core.runs.places import LOG_NAME, append_log, inside, places
+from spectralift_cli.core.runs.stages import RunStages
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,8 @@ class _Run:
         cube = self.stages.infer(scene, identified, trained)
         self.stages.refine(scene, cube)
         metrics = self.stages.metrics(scene, identified)
-        self.stages.validate(scene)
+        self.stages.validate(scene, cube, scored=metrics is not None)
         names = {role: name for found in keeper.done.values() for role, name in found.files.items()}
-        if names.get("validation") == VALIDATION_FOLDER:
-            names["validation"] = f"{VALIDATION_FOLDER}/{DOCUMENT}"
         names["config"] = "used_config.yaml"
         names["log"] = ((inside(log_dir, folder) or Path()) / LOG_NAME).as_posix()
         write_text(work / names["config"], self.config.to_yaml(), overwrite=True)

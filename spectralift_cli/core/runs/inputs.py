@@ -15,9 +15,9 @@ from typing import Any
 
 from spectralift_cli import __version__
 from spectralift_cli.core.identity import identity
-from spectralift_cli.core.runblocks import plain
-from spectralift_cli.core.runconfig import RunConfig
-from spectralift_cli.core.runreceipt import Receipt
+from spectralift_cli.core.runs.blocks import plain
+from spectralift_cli.core.runs.config import RunConfig
+from spectralift_cli.core.runs.receipt import Receipt
 from spectralift_cli.core.scene import Scene
 from spectralift_cli.core.stages import Reading
 
@@ -152,28 +152,24 @@ def metrics_inputs(
     return _stage({"scene": dict(scene), "cube": dict(cube)}, {"modes": modes})
 
 
-def validate_inputs(
-    config: RunConfig, trained: Receipt, cube: Receipt, refined: Receipt | None
-) -> dict[str, Any]:
-    """Return what determines the validation: the images, the cube, and the training it repeats.
+def validate_inputs(config: RunConfig, cube: Receipt, refined: Receipt | None) -> dict[str, Any]:
+    """Return what determines the validation.
 
     Args:
         config: the run.
-        trained: the receipt of the training.
         cube: the receipt of the inference.
-        refined: the receipt of the refinement, if there was one.
+        refined: that of the refinement, or None.
     """
     if config.validate is None:
         raise ValueError("the run does not validate")
-    files = {
-        "cube": made_by(cube, refined), "trained_on": trained.inputs["files"],
-        **cube.inputs["files"],
-    }  # fmt: skip
-    options: dict[str, Any] = {**_options(*config.validate), "train": _options(*config.train)}
-    if config.refine is not None:
-        files |= _named(psf_file=config.refine[0].psf_file)
-        options["refine"] = _options(config.refine[1])
-    return _stage(files, options)
+    given, options = config.validate
+    train = _options(*config.train)
+    del train["uncertainty"]  # which takes no part
+    refine = None if config.refine is None else _options(*config.refine)
+    named = {} if config.refine is None else _named(psf_file=config.refine[0].psf_file)
+    files = {"result": made_by(cube, refined), **cube.inputs["files"], **named}
+    more = {"train": train, "refine": refine, "refined": refined is not None}
+    return _stage(files, _options(given, options) | more)
 
 
 def report_inputs(

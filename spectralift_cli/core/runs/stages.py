@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectralift_cli.core import refining, runinputs, stages
+from spectralift_cli.core import refining, stages
 from spectralift_cli.core.checkpoint import Checkpoint, load_checkpoint
 from spectralift_cli.core.cube import Progress
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -18,9 +18,10 @@ from spectralift_cli.core.fitstate import discard_state, is_whole, state_path_of
 from spectralift_cli.core.metrics import METRICS
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
-from spectralift_cli.core.runconfig import RunConfig
-from spectralift_cli.core.runkeeper import Keeper, Made
-from spectralift_cli.core.runreceipt import Receipt
+from spectralift_cli.core.runs import inputs as runinputs
+from spectralift_cli.core.runs.config import RunConfig
+from spectralift_cli.core.runs.keeper import Keeper, Made
+from spectralift_cli.core.runs.receipt import Receipt
 from spectralift_cli.core.scene import open_scene
 from spectralift_cli.core.validation.document import document_text
 from spectralift_cli.core.validation.figures import DOCUMENT
@@ -28,7 +29,6 @@ from spectralift_cli.core.validation.inputs import ValidateInputs
 from spectralift_cli.core.validation.validate import validate
 
 METRICS_SCHEMA = "spectralift.run-metrics/1"
-VALIDATION_FOLDER = "validate"
 _MATLAB_NAME_CHARACTERS = 63
 _COUNTS = ("pixels", "holes", "clipped", "saturated")
 
@@ -70,16 +70,16 @@ class RunStages:
         return stages.Reading(files.var, files.axis_order, None, self.memory_bytes)
 
     def _lr_reading(self) -> stages.Reading:
-        train = self.config.train[0]
-        return stages.Reading(train.var, train.axis_order, train.wavelengths, self.memory_bytes)
+        files = self.config.train[0]
+        return stages.Reading(files.var, files.axis_order, files.wavelengths, self.memory_bytes)
 
     def _response(self) -> ResponseChoice:
-        train = self.config.train[0]
+        files = self.config.train[0]
         return ResponseChoice(
-            srf_file=train.srf_file, sensor=train.sensor, msi_bands=train.msi_bands,
-            num_msi_bands=train.num_msi_bands,
-            fwhm_factor=train.fwhm_factor, invented=train.srf_wavelengths == "invented",
-            drop_uncovered_bands=train.drop_uncovered_bands,
+            srf_file=files.srf_file, sensor=files.sensor, msi_bands=files.msi_bands,
+            num_msi_bands=files.num_msi_bands,
+            fwhm_factor=files.fwhm_factor, invented=files.srf_wavelengths == "invented",
+            drop_uncovered_bands=files.drop_uncovered_bands,
         )  # fmt: skip
 
     def _execution(self, progress: Progress) -> stages.Execution:
@@ -310,26 +310,31 @@ class RunStages:
         inputs = runinputs.metrics_inputs(self.config, identified, written)
         return self.keeper.stage("metrics", inputs, make)
 
-    def validate(self, scene: Path | None) -> Receipt | None:
-        """Judge the cube without a ground truth; where nobody asked for it, as far as that works."""
-        if self.config.validate is None:
+    def validate(self, scene: Path | None, cube: Receipt, *, scored: bool) -> Receipt | None:
+        """Judge the cube without a ground truth; where nobody asked for it, as far as that works.
+
+        Args:
+            scene: its folder, or None for loose files.
+            cube: the receipt of the inference.
+            scored: whether there is a ground truth, and so no need where nobody asks.
+        """
+        if self.config.validate is None or not self.config.shows_one_ground:
             return None
         given, config = self.config.validate
-        done, work = self.keeper.done, self.keeper.job.work
-        if given.when == "auto" and ("metrics" in done or not self.config.shows_one_ground):
+        if given.when == "auto" and scored:
             return None
-        refined = self.config.refine[1] if self.config.refine and "refine" in done else None
-        maps = work / VALIDATION_FOLDER if given.maps else None
+        train = dataclasses.replace(self.config.train[1], uncertainty=False)
+        refined = self.keeper.done.get("refine")
+        refine = None if refined is None or self.config.refine is None else self.config.refine[1]
+        maps = self.keeper.job.work / "validate" if given.maps else None
 
         def make(update: Progress) -> Made | None:
             try:
                 found = validate(
-                    self._validate_inputs(scene),
-                    dataclasses.replace(self.config.train[1], uncertainty=False),
-                    result=self.keeper.path(done["infer"], "cube"), maps=maps,
-                    reduced=config.reduced, refine=refined if config.reduced else None,
-                    trust_psf=refined is not None and refined.trust_psf,
-                    device=self.device, threads=self.threads, progress=update,
+                    self._validate_inputs(scene), train, result=self.keeper.path(cube, "cube"),
+                    maps=maps, reduced=config.reduced, refine=refine if config.reduced else None,
+                    trust_psf=refine is not None and refine.trust_psf, device=self.device,
+                    threads=self.threads, progress=update,
                 )  # fmt: skip
             except DataError as error:
                 if given.when == "always":
@@ -340,29 +345,24 @@ class RunStages:
                     stacklevel=2,
                 )
                 return None
+            path = maps or self.keeper.job.work / DOCUMENT
             if maps is None:
-                write_text(work / DOCUMENT, document_text(found))
+                write_text(path, document_text(found))
             for section in found.sections:
-                told = ", ".join(f"{figure.name} {figure.value:.5g}" for figure in section.figures)
-                self.keeper.log.log(f"validate, {section.title}: {told}")
-            parts = len(found.sections)
-            return Made(
-                {"validation": maps or work / DOCUMENT}, {},
-                lambda took: f"{parts} parts in {took:.1f} s",
-            )  # fmt: skip
+                figures = ", ".join(f"{one.name} {one.value:.5g}" for one in section.figures)
+                self.keeper.log.log(f"validate, {section.title}: {figures}")
+            told = ", ".join(section.title for section in found.sections)
+            return Made({"validation": path}, {}, lambda took: f"{told} in {took:.1f} s")
 
-        inputs = runinputs.validate_inputs(
-            self.config, done["train"], done["infer"], done.get("refine")
-        )
+        inputs = runinputs.validate_inputs(self.config, cube, refined)
         return self.keeper.try_stage("validate", inputs, make)
 
     def _validate_inputs(self, scene: Path | None) -> ValidateInputs:
         psf_file = None if self.config.refine is None else self.config.refine[0].psf_file
         if scene is not None and self.config.msi is None:
             return ValidateInputs(scene=scene, psf_file=psf_file)
-        train = self.config.train[0]
         return ValidateInputs(
-            lr_hsi=train.lr_hsi, hr_msi=self.config.msi, response=self._response(),
+            lr_hsi=self.config.train[0].lr_hsi, hr_msi=self.config.msi, response=self._response(),
             psf_file=psf_file, lr_reading=self._lr_reading(), msi_reading=self._msi_reading(),
         )  # fmt: skip
 

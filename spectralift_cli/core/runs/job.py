@@ -24,9 +24,9 @@ from spectralift_cli.core.errors import DataError, OutputExistsError
 from spectralift_cli.core.jobs.folder import job_path
 from spectralift_cli.core.jobs.plan import differences
 from spectralift_cli.core.outputs import SharedStaging, Staging, write_text
-from spectralift_cli.core.runblocks import SCHEMA as RUN_SCHEMA
-from spectralift_cli.core.runfiles import as_json, is_filled, read_json, remove, take_over
-from spectralift_cli.core.runreceipt import Checksums, Receipt, plain_names
+from spectralift_cli.core.runs.blocks import SCHEMA as RUN_SCHEMA
+from spectralift_cli.core.runs.files import as_json, is_filled, read_json, remove, take_over
+from spectralift_cli.core.runs.receipt import Checksums, Receipt, plain_names
 
 _SCHEMA = "spectralift.run-job/1"
 _MOST_NAMES = 4

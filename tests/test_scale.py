@@ -1,0 +1,89 @@
+"""What keeps a large job fast and alive: blocks that are shared out, chunks that are decoded once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectralift_cli.core import footprint
+from spectralift_cli.core.config import InferConfig
+from spectralift_cli.core.cube import AnyArray, Cube
+from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.formats import open_cube, write_cube, zarr
+from spectralift_cli.core.inference import infer
+from spectralift_cli.core.jobs.crew import Blocks
+from spectralift_cli.core.jobs.executors import tasks_of
+from tests.inverters import make_checkpoint
+
+
+def test_blocks_that_are_lost_come_back_to_who_waits() -> None:
+    done: list[int] = []
+    blocks = Blocks(range(3), done.append)
+    mine = iter(blocks)
+    assert next(mine) == 0
+    assert [blocks.take(), blocks.take(), blocks.take()] == [1, 2, None]
+    blocks.done(0)
+    waiting: list[int] = []
+
+    def work() -> None:
+        for block in mine:
+            waiting.append(block)
+            blocks.done(block)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    blocks.done(2)
+    assert thread.is_alive()  # block 1 may still be lost
+    blocks.give_back([1])
+    thread.join(30)
+    assert not thread.is_alive()
+    assert (waiting, done, len(blocks)) == ([1], [0, 2, 1], 0)
+
+
+def test_failure_elsewhere_ends_the_waiting() -> None:
+    blocks = Blocks(range(2), lambda block: None)
+    mine = iter(blocks)
+    assert [next(mine), blocks.take()] == [0, 1]
+    blocks.fail(DataError("no room", "make some"))
+    with pytest.raises(DataError, match="no room"):
+        next(mine)
+    assert blocks.take() is None
+
+
+@pytest.mark.parametrize(("blocks", "threads"), [(1, 4), (64, 2), (64, 100), (4096, 64)])
+def test_tasks_hold_every_block_once(blocks: int, threads: int) -> None:
+    tasks = tasks_of(range(blocks), threads)
+    assert [block for task in tasks for block in task] == list(range(blocks))
+    assert max(len(task) for task in tasks) <= 4
+    assert len(tasks) >= min(blocks, threads)
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "expected"), [(None, [64, 64, 22]), (100_000, [7] * 21 + [3])]
+)
+def test_chunks_of_an_image_are_decoded_once_where_memory_allows(
+    memory_bytes: int | None,
+    expected: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(2).random((150, 40, 3)).astype(np.float32)
+    write_cube(tmp_path / "msi.zarr", Cube.of(values), options={"CHUNK": "64"})
+    decoded: list[int] = []
+    fill = zarr.ZarrReader._fill
+
+    def counted(self: zarr.ZarrReader, start: int, out: AnyArray) -> None:
+        decoded.append(len(out))
+        fill(self, start, out)
+
+    monkeypatch.setattr(zarr.ZarrReader, "_fill", counted)
+    # a row of chunks is far larger than what is read at a time: 7 rows
+    monkeypatch.setattr(zarr, "_CACHE_BYTES", 0)
+    monkeypatch.setattr(footprint, "BLOCK_BYTES", 7 * 40 * 12)
+    with open_cube(tmp_path / "msi.zarr", memory_bytes=memory_bytes) as reader:
+        reader.block_rows = 7
+        infer(make_checkpoint(5, 3), reader, tmp_path / "out.npy", InferConfig(), batch_size=97)
+    assert decoded == expected
