@@ -27,8 +27,9 @@ lint: $(STAMP) ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# the tests share the CPUs among processes: threads of the linear algebra would wait for each other
 test: lint ## lint, types and tests
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 bench: $(STAMP) ## measure speed and memory; BENCH=name runs one, BENCH_DIR=folder holds the files
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench $(BENCH)

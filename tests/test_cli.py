@@ -296,15 +296,15 @@ CHAIN = (".h5", ".hdr", ".tif", ".mat", ".npz", ".zarr", ".npy")
 def test_a_chain_through_every_format_keeps_values_and_metadata(
     cube: Path, spectralift: Run
 ) -> None:
-    described = json.loads(spectralift("info", cube, "--json").stdout)["items"][0]
-    source = cube
+    made = [cube]
     for ending in CHAIN:
-        done = spectralift("convert", source, cube.with_name(f"chain{ending}"))
+        done = spectralift("convert", made[-1], cube.with_name(f"chain{ending}"))
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-        source = Path(done.stdout.strip())
-        item = json.loads(spectralift("info", source, "--json").stdout)["items"][0]
+        made.append(Path(done.stdout.strip()))
+    described, *items = json.loads(spectralift("info", *made, "--json").stdout)["items"]
+    for ending, item in zip(CHAIN, items, strict=True):
         for key in ("rows", "cols", "bands", "dtype", "nodata", "scale", "offset", "crs",
                     "wavelengths_nm", "fwhm_nm", "transform", "statistics"):  # fmt: skip
             assert item[key] == described[key], (ending, key)
-    np.testing.assert_array_equal(np.load(source), np.load(cube))
+    np.testing.assert_array_equal(np.load(made[-1]), np.load(cube))
