@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import spectralift_cli as sl
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.estimation.analysis import analyse
 from spectralift_cli.core.estimation.result import SCHEMA, read_estimate
 from spectralift_cli.core.formats.arrays import strict_json
 from spectralift_cli.core.samples import synthetic
@@ -66,6 +68,29 @@ def estimate(files: Path, spectralift: Run) -> Path:
     assert done.stdout == f"{files / 'e.json'}\n"
     assert "held-out LR pixels" in done.stderr
     return files / "e.json"
+
+
+def test_the_linear_algebra_has_one_thread(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums that are split over threads would depend on the machine's processors."""
+    seen: list[int] = []
+
+    def spy(*given: Any) -> Any:
+        found = threadpoolctl.threadpool_info()
+        seen.extend(one["num_threads"] for one in found if one["user_api"] == "blas")
+        return analyse(*given)
+
+    monkeypatch.setattr("spectralift_cli.core.estimation.estimate.analyse", spy)
+    inputs = sl.EstimateInputs(
+        lr_hsi=files / "lr.h5", hr_msi=files / "hr.h5",
+        response=sl.ResponseChoice(srf_file=files / "srf.csv"),
+    )  # fmt: skip
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):
+        sl.estimate(inputs, tmp_path / "e.json", parts=["shift"])
+        outside = threadpoolctl.threadpool_info()
+    assert set(seen) == {1}
+    assert {one["num_threads"] for one in outside if one["user_api"] == "blas"} == {3}
 
 
 def test_file_holds_what_was_found(estimate: Path, truth: Truth) -> None:

@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 import torch
 
 from spectralift_cli.core.errors import DataError, OptionError
-from spectralift_cli.core.resources import available_cpus
+from spectralift_cli.core.resources import available_cpus, one_blas_thread
 
 _T = TypeVar("_T")
 
@@ -70,11 +70,12 @@ def check_threads(threads: int | None) -> int:
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Let PyTorch use one thread inside an operation; what was set before comes back."""
+    """Let PyTorch and NumPy use one thread inside an operation; what was set before comes back."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with one_blas_thread():
+            yield
     finally:
         torch.set_num_threads(before)
 

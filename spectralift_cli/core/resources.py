@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import threadpoolctl
 
 
 def available_cpus() -> int:
@@ -18,6 +22,17 @@ def available_cpus() -> int:
     if len(quota) == 2 and quota[0].isdecimal() and int(quota[1]) > 0:
         count = min(count, max(1, int(quota[0]) // int(quota[1])))
     return max(1, count)
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let the linear algebra of NumPy and SciPy use one thread; what was set before comes back.
+
+    The matrices here are small: threads mostly wait for each other, and a product that is split over
+    them sums in an order that depends on the machine's processors.
+    """
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def available_memory_bytes() -> int:

@@ -32,6 +32,7 @@ from spectralift_cli.core.msi_bands import check_bands, without_dropped
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
+from spectralift_cli.core.resources import one_blas_thread
 from spectralift_cli.core.scene import open_scene
 from spectralift_cli.core.sensors.response import Srf, over_used_bands
 from spectralift_cli.core.sensors.srf import read_srf
@@ -204,6 +205,7 @@ def _checked(
     return _Opened(lr, hr, placement, srf, identities)
 
 
+@one_blas_thread()
 def _estimate(
     opened: _Opened, parts: Sequence[str], psf_size: int | None, progress: Progress
 ) -> Estimate:

@@ -15,6 +15,7 @@ from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.coarse import Subspace, product
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, no_progress
+from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.fitting import fit
 from spectralift_cli.core.holdout import block_splits, inner_pixels
@@ -102,6 +103,7 @@ class _Fitter:
         return predict(model, given, threads=self._threads)
 
 
+@one_thread_each()
 def calibrate(
     checkpoint: Checkpoint,
     lr_hsi: CubeReader,
