@@ -15,6 +15,7 @@ from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.models import MODELS
 
 Kernel = Callable[[Tensor], Tensor]
+Adder = Callable[[Tensor, Tensor], None]
 
 
 class SpectralModel(nn.Module, ABC):
@@ -65,6 +66,24 @@ class SpectralModel(nn.Module, ABC):
             pixels: of a call.
             precision: "fp32" or "bf16".
         """
+
+    def scaled_kernel(self, pixels: int, share: float, precision: str = "fp32") -> Kernel:
+        """Return a kernel of `share` times the spectra; see `kernel`."""
+        whole = self.kernel(pixels, precision)
+        return lambda x: whole(x).mul_(share)
+
+    def adding_kernel(self, pixels: int, share: float, precision: str = "fp32") -> Adder:
+        """Return a function (x, total) that adds `share` times the spectra to total (pixels, B).
+
+        See `kernel`; a model whose last step is a product adds it up there, which saves passes over
+        the spectra.
+        """
+        whole = self.kernel(pixels, precision)
+
+        def call(x: Tensor, total: Tensor) -> None:
+            total.add_(whole(x), alpha=share)
+
+        return call
 
     @property
     def parameter_count(self) -> int:

@@ -55,15 +55,18 @@ class Ensemble(SpectralModel):
 
     def kernel(self, pixels: int, precision: str = "fp32") -> Kernel:
         """Return an inference function; see `SpectralModel.kernel`."""
-        members = self._models()
-        kernels = [member.kernel(pixels, precision) for member in members]
-        columns = [member.inputs for member in members]
-        shares = [float(share) for share in self.member_weights.detach()]
+        first, *others = self._models()
+        share, *shares = (float(share) for share in self.member_weights.detach())
+        begin = first.scaled_kernel(pixels, share, precision)
+        adders = [
+            (member.adding_kernel(pixels, part, precision), member.inputs)
+            for member, part in zip(others, shares, strict=True)
+        ]
 
         def call(x: Tensor) -> Tensor:
-            total = kernels[0](x[:, : columns[0]]).mul_(shares[0])
-            for kernel, count, share in zip(kernels[1:], columns[1:], shares[1:], strict=True):
-                total.add_(kernel(x[:, :count]), alpha=share)
+            total = begin(x[:, : first.inputs])
+            for add, count in adders:
+                add(x[:, :count], total)
             return total
 
         return call

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.models.base import Kernel, SpectralModel
+from spectralift_cli.core.models.base import Adder, Kernel, SpectralModel
 
 MAX_SIZE = 8192
 
@@ -69,25 +69,47 @@ class FourierModel(SpectralModel):
 
         The last two products are in bfloat16 where that is asked for, all before them in float32.
         """
+        add = self.adding_kernel(pixels, 1.0, precision)
+        out = torch.empty((pixels, self.hsi_bands), device=self.linear.device)
+
+        def call(x: Tensor) -> Tensor:
+            add(x, out.zero_())
+            return out
+
+        return call
+
+    def adding_kernel(self, pixels: int, share: float, precision: str = "fp32") -> Adder:
+        """Return a function that adds `share` times the spectra; see `SpectralModel`.
+
+        Waves, line and constant end in one product, [scores, u, 1] @ [basis; linear; constant].
+        """
         parts = {name: p.detach().clone() for name, p in self.named_parameters()}
         device = parts["linear"].device
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        coefficients, basis = (parts[name].to(dtype) for name in ("coefficients", "basis"))
-        bands = self.msi_bands
-        u = torch.empty((pixels, bands), device=device)
+        bands, count = self.msi_bands, len(parts["basis"])
+        line = torch.cat([parts["linear"], parts["constant"][None]]) * share
+        size = math.sqrt(2 / len(parts["phases"]))  # of the waves
+        coefficients = (parts["coefficients"] * size).to(dtype)
+        basis = (parts["basis"] * share).to(dtype)
+        whole = torch.cat([basis, line]) if dtype == torch.float32 else line
         z = torch.empty((pixels, bands), device=device)
         f = torch.empty((pixels, len(parts["phases"])), device=device)
-        scores = torch.empty((pixels, len(basis)), dtype=dtype, device=device)
-        out = torch.empty((pixels, self.hsi_bands), device=device)
+        # in float32 the scores stand before the line's inputs, in one buffer
+        before = count if dtype == torch.float32 else 0
+        seen = torch.ones((pixels, before + bands + 1), device=device)
+        u = seen[:, before : before + bands]
+        apart = torch.empty((pixels, count), dtype=dtype, device=device)
+        scores = seen[:, :count] if before else apart
 
-        def call(x: Tensor) -> Tensor:
+        def call(x: Tensor, total: Tensor) -> None:
             torch.clamp(x[:, :bands], parts["msi_range"][0], parts["msi_range"][1], out=u)
-            torch.addmm(parts["constant"], u, parts["linear"], out=out)
             torch.addmm(parts["shift"], u, parts["features"], out=z)
             torch.clamp(z, parts["low"], parts["high"], out=z)
-            waves(z, parts["frequencies"], parts["phases"], f)
+            torch.addmm(parts["phases"], z, parts["frequencies"], out=f).cos_()
             torch.mm(f.to(dtype), coefficients, out=scores)
-            return out.addmm_(scores, basis) if dtype == torch.float32 else out.add_(scores @ basis)
+            total.addmm_(seen, whole)
+            if not before:
+                total.add_(scores @ basis)
 
         return call
 

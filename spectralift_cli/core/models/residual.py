@@ -107,15 +107,21 @@ class ResidualMLP(SpectralModel):
 
         With bf16 the networks' hidden and output layers compute in bfloat16, the line in float32.
         """
+        return self.scaled_kernel(pixels, 1.0, precision)
+
+    def scaled_kernel(self, pixels: int, share: float, precision: str = "fp32") -> Kernel:
+        """Return a kernel of `share` times the spectra, which its last layers carry."""
         return _ResidualKernel(
-            self, pixels, torch.bfloat16 if precision == "bf16" else torch.float32
+            self, pixels, torch.bfloat16 if precision == "bf16" else torch.float32, share
         )
 
 
 class _ResidualKernel:
     """The forward pass into buffers that stay in the processor's cache."""
 
-    def __init__(self, model: ResidualMLP, pixels: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: ResidualMLP, pixels: int, dtype: torch.dtype, share: float = 1.0
+    ) -> None:
         def own(tensor: Tensor, to: torch.dtype = torch.float32) -> Tensor:
             # on memory of its own: where an array begins decides which instructions run
             return tensor.detach().to(to, copy=True).contiguous()
@@ -123,7 +129,7 @@ class _ResidualKernel:
         self._m = model.msi_bands
         self._dtype = dtype
         self._low, self._high = own(model.msi_range)
-        self._linear, self._constant = own(model.linear), own(model.constant)
+        self._linear, self._constant = own(model.linear * share), own(model.constant * share)
         device = self._linear.device
         self._u = torch.empty((pixels, len(self._linear)), device=device)
         self._sum = torch.empty((pixels, model.hsi_bands), device=device)
@@ -135,8 +141,8 @@ class _ResidualKernel:
         self._clamp = own(model.low), own(model.high)
         self._weights = [own(w, dtype) for w in model.weights]
         self._biases = [own(b, dtype) for b in model.biases]
-        self._out = own(model.out, dtype)
-        self._out_bias = own(model.out_bias)
+        self._out = own(model.out * share, dtype)
+        self._constant += model.out_bias.detach() * share
         width = model.out.shape[1]
         self._z = torch.empty((pixels, self._features.shape[1]), device=device)
         self._y = [torch.empty((pixels, width), dtype=dtype, device=device) for _ in range(2)]
@@ -165,7 +171,7 @@ class _ResidualKernel:
             total.addmm_(a, self._out[member])
         if self._low_sum is not None:
             self._sum.add_(self._low_sum)
-        return self._sum.add_(self._out_bias)
+        return self._sum
 
 
 class _Prior:
