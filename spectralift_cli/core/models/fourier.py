@@ -14,12 +14,12 @@ from spectralift_cli.core.models.base import Adder, Kernel, SpectralModel
 MAX_SIZE = 8192
 
 
-def waves(z: Tensor, frequencies: Tensor, phases: Tensor, out: Tensor | None = None) -> Tensor:
+def waves(z: Tensor, frequencies: Tensor, phases: Tensor) -> Tensor:
     """Return sqrt(2 / F) cos(z @ frequencies + phases), (n, F) of (n, D).
 
     Rahimi and Recht, Random Features for Large-Scale Kernel Machines, NIPS 2007.
     """
-    turned = torch.addmm(phases, z, frequencies, out=out)
+    turned = torch.addmm(phases, z, frequencies)
     return turned.cos_().mul_(math.sqrt(2 / len(phases)))
 
 
