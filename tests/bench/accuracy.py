@@ -172,8 +172,13 @@ class Mean:
     """A case's mean over seeds, and the spread of its PSNR."""
 
     scores: dict[str, float]
-    spread_db: float
+    spread_db: float | None
     chosen: str
+
+    @property
+    def spread(self) -> str:
+        """The spread in words, empty for a single seed."""
+        return "" if self.spread_db is None else f" ± {self.spread_db:.2f}"
 
 
 def means(rows: Sequence[dict[str, str]], preset: str, effort: str) -> dict[str, Mean]:
@@ -185,7 +190,7 @@ def means(rows: Sequence[dict[str, str]], preset: str, effort: str) -> dict[str,
     return {
         case: Mean(
             {name: statistics.fmean(float(row[name]) for row in some) for name in _SCORES},
-            statistics.pstdev([float(row["psnr_db"]) for row in some]),
+            statistics.pstdev([float(row["psnr_db"]) for row in some]) if len(some) > 1 else None,
             some[0]["chosen"],
         )
         for case, some in found.items()
@@ -276,8 +281,8 @@ def table(rows: Sequence[dict[str, str]], efforts: Sequence[str], note: str = ""
                 cells.append(f"{one.scores[name]:.{digits}f}")
                 if name != "train_s":
                     cells.append("" if third is None else f"{third.scores[name]:.{digits}f}")
-            cells[0] += "" if other is None else f" ± {other.spread_db:.2f}"
-            cells[1] += f" ± {one.spread_db:.2f}"
+            cells[0] += "" if other is None else other.spread
+            cells[1] += one.spread
             lines.append(f"| {case} | " + " | ".join(cells) + f" | {one.chosen} |")
     return "\n".join(lines) + "\n"
 
