@@ -192,7 +192,11 @@ def infer(
         rows = [
             (str(output), f"{shape} {plan.meta.dtype.name}, {plan.meta.nbytes / 1e6:,.1f} MB"),
             ("device", plan.device),
-            ("at a time", f"{plan.batch_size:,} pixels on {plan.cut.workers} threads"),
+            (
+                "at a time",
+                f"{plan.batch_size:,} pixels on {plan.cut.workers} "
+                f"thread{'s' * (plan.cut.workers > 1)}",
+            ),
             ("memory", f"{plan.needed_bytes / 1e6:,.0f} MB besides PyTorch itself"),
             ("time", f"{forecast.seconds:,.1f} s at the {rate} of a trial just now, or the disk's"),
         ]
