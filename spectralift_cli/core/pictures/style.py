@@ -35,7 +35,6 @@ DPI = 100
 # Okabe and Ito's palette without its yellow, which is faint on white
 CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAP_COLOURS = "cividis"
-DIFFERENCE_COLOURS = "PuOr"
 HOLE_COLOUR = "#d9d9d9"  # none of cividis' colours
 
 # fewer bands are those of a multispectral instrument: far apart by design, not by a gap
