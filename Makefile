@@ -11,7 +11,7 @@ export COLUMNS := 100
 .DEFAULT_GOAL := help
 
 help: ## list the tasks
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spectralift needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12")'
@@ -37,7 +37,7 @@ bench: $(STAMP) ## measure speed and memory; BENCH=name runs one, BENCH_DIR=fold
 bench-accuracy: $(STAMP) ## accuracy of auto against paper; SPECTRALIFT_SCENES=folder adds scenes to Indian Pines
 	$(BIN)/python -m tests.bench.accuracy --csv accuracy.csv --table examples/accuracy.md
 
-fuzz: $(STAMP) ## mutate files of every kind and read them, FUZZ_SECONDS=600 a kind, TARGET=names
+fuzz: $(STAMP) ## mutate files of every kind and read them, FUZZ_SECONDS=600 a kind (4.5 h of a processor), TARGET=names
 	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),600) $(TARGET)
 
 completions: $(STAMP) ## write the completion scripts

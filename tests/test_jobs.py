@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from spectralift_cli.core.checkpoint import Checkpoint, save_checkpoint
 from spectralift_cli.core.config import InferConfig
-from spectralift_cli.core.cube import Cube, CubeMeta
+from spectralift_cli.core.cube import AnyArray, Cube, CubeMeta, CubeWriter
 from spectralift_cli.core.engine import Counts
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.formats import open_cube, write_cube
+from spectralift_cli.core.formats.rawio import PAGE
 from spectralift_cli.core.inference import prepare
 from spectralift_cli.core.jobs.blocks import InferTask
 from spectralift_cli.core.jobs.folder import Job, job_path
@@ -302,6 +303,7 @@ def test_any_rows_are_those_of_the_whole(
     path = write_cube(tmp_path_factory.mktemp("any") / "msi.npy", cube)[0]
     cuts = sorted({0, 60, *data.draw(st.lists(st.integers(1, 59), max_size=3))})
     step = data.draw(st.integers(1, 7))
+    head = 2 * data.draw(st.integers(0, 2**12))
     with open_cube(path) as reader:
         reader.block_rows = data.draw(st.integers(1, 60))
         whole = prepare(checkpoint, reader, InferConfig(), batch_size=6000)
@@ -313,11 +315,15 @@ def test_any_rows_are_those_of_the_whole(
             total = compute.counts
         counts = Counts()
         found = np.empty_like(expected)
+        writer = WriterOfRows(parts.meta, step, head)
         for start, stop in itertools.pairwise(cuts):
             with parts.computing() as compute:
                 row = start
-                for rows, values in kept_one_step(parts.stream(compute, slice(start, stop), step)):
+                for rows, values in kept_one_step(
+                    parts.stream(compute, slice(start, stop), writer)
+                ):
                     assert rows.start == row
+                    assert values.ctypes.data % PAGE == writer.page_offset(row)
                     assert (rows.stop - rows.start) % step == 0 or rows.stop == stop
                     found[rows] = values
                     row = rows.stop
@@ -326,6 +332,28 @@ def test_any_rows_are_those_of_the_whole(
     assert found.tobytes() == expected.tobytes()
     assert counts == total
     assert whole.meta.shape == expected.shape
+
+
+class WriterOfRows(CubeWriter):
+    """Wants rows together, and where in a page of memory they begin; `head` bytes come first."""
+
+    random_access = True
+
+    def __init__(self, meta: CubeMeta, block_rows: int, head: int) -> None:
+        super().__init__(Path("memory"), meta, block_rows)
+        self.head = head
+
+    def page_offset(self, row: int) -> int:
+        return (self.head + row * self.meta.row_bytes) % PAGE
+
+    def _write(self, start: int, block: AnyArray) -> None:
+        raise NotImplementedError
+
+    def _commit(self) -> tuple[Path, ...]:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        pass
 
 
 def kept_one_step(

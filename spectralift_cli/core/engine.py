@@ -8,6 +8,7 @@ touches whole and keeps its own pixels of them. So the same bytes come out howev
 from __future__ import annotations
 
 import contextlib
+import mmap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ from spectralift_cli.core.cube import (
     to_units,
 )
 from spectralift_cli.core.devices import Workers, on_device
+from spectralift_cli.core.formats.rawio import PAGE
 from spectralift_cli.core.models.base import SpectralModel
 from spectralift_cli.core.output_range import OutputRange
 from spectralift_cli.core.placement import Placement
@@ -45,6 +47,7 @@ def stream_rows(
     group: int,
     read_rows: int,
     step: int = 1,
+    page_offset: Callable[[int], int] | None = None,
 ) -> Iterator[tuple[slice, AnyArray]]:
     """Yield (rows, stored values) of a part of the sharp cube from top to bottom.
 
@@ -57,15 +60,17 @@ def stream_rows(
         group: pixels computed between two yields, whole chunks.
         read_rows: rows read at a time.
         step: whole multiples of so many rows are yielded, except at the end.
+        page_offset: how far behind the beginning of a page of memory what begins with a row is to
+            lie; see `CubeWriter.page_offset`. None for at its beginning.
     """
     cols, chunk, total = reader.meta.cols, compute.chunk, reader.meta.rows * reader.meta.cols
     first, last = rows.start * cols, rows.stop * cols
     at, end = first // chunk * chunk, min(total, -(-last // chunk) * chunk)
-    buffers = compute.buffers(group + step * cols)
+    rooms = compute.rooms(group + step * cols)
     filled, row = 0, rows.start
+    done = rooms[0].at(page_offset(row) if page_offset else 0)
     for pixels in _read_ahead(_whole_chunks(reader, at, end, read_rows, chunk)):
         for part in row_blocks(len(pixels), group):
-            done = buffers[0]
             count = part.stop - part.start
             compute(pixels[part], done[filled : filled + count], at, first, last)
             head = max(0, first - at)  # pixels of the row before
@@ -83,9 +88,10 @@ def stream_rows(
                 )
                 row += ready
                 # only now: what was yielded before may have been in use until this was taken
-                buffers.reverse()
+                rooms.reverse()
                 rest = done[ready * cols : filled]
-                buffers[0][: len(rest)] = rest
+                done = rooms[0].at(page_offset(row) if page_offset else 0)
+                done[: len(rest)] = rest
                 filled = len(rest)
 
 
@@ -315,9 +321,31 @@ class Counts:
         )
 
 
+class _Room:
+    """Memory for stored HSI pixels, which may begin anywhere in a page.
+
+    Args:
+        pixels: as many.
+        meta: of the output.
+    """
+
+    def __init__(self, pixels: int, meta: CubeMeta) -> None:
+        self.pixels = pixels
+        self._meta = meta
+        self._memory = mmap.mmap(-1, PAGE + pixels * meta.bands * meta.dtype.itemsize)
+
+    def at(self, offset: int) -> AnyArray:
+        """Return it as (pixels, B), beginning so many bytes behind the beginning of a page."""
+        bands = self._meta.bands
+        flat = np.frombuffer(self._memory, self._meta.dtype, self.pixels * bands, offset)
+        return flat.reshape(self.pixels, bands)
+
+
 def _with_holes(units: NDArray[np.float32]) -> BoolArray:
     """Tell which pixels (n, M) lack a value in some band."""
     finite = np.isfinite(units)
+    if finite.all():  # as a rule, and told at once
+        return np.zeros(len(units), bool)
     whole = finite[:, 0].copy()
     for band in range(1, finite.shape[1]):  # of few bands: several times as fast as all(axis=1)
         whole &= finite[:, band]
@@ -338,7 +366,7 @@ class Compute:
     ) -> None:
         self.counts = Counts()
         self.chunk = engine.chunk
-        self._buffers: list[AnyArray] = []
+        self._rooms: list[_Room] = []
         self._lock = threading.Lock()
         self._out = out
         self._scaling = checkpoint.scaling
@@ -359,15 +387,14 @@ class Compute:
         trained = engine.trained_range
         self._range = None if trained is None else trained.cpu().numpy()
 
-    def buffers(self, pixels: int) -> list[AnyArray]:
-        """Return room for stored HSI pixels (n, B) twice: to be filled, and maybe still in use.
+    def rooms(self, pixels: int) -> list[_Room]:
+        """Return room for stored HSI pixels twice: to be filled, and maybe still in use.
 
         The same for every call of the same size; who yields the first exchanges them.
         """
-        shape = (pixels, self._out.bands)
-        if not self._buffers or self._buffers[0].shape != shape:
-            self._buffers = [np.empty(shape, self._out.dtype) for _ in range(2)]
-        return self._buffers
+        if not self._rooms or self._rooms[0].pixels != pixels:
+            self._rooms = [_Room(pixels, self._out) for _ in range(2)]
+        return self._rooms
 
     def __call__(
         self, pixels: AnyArray, out: AnyArray, at: int, first: int = 0, last: int | None = None
@@ -415,7 +442,8 @@ class Compute:
         beyond = 0
         if self._range is not None:
             far = (scaled < self._range[0]) | (scaled > self._range[1])
-            beyond = int((far.any(axis=1) & valid).sum())
+            if far.any():
+                beyond = int((far.any(axis=1) & valid).sum())
         position = self._position(at, len(stored))
         spectra = self._engine.network(worker, scaled, position)  # (chunk, used)
         mask = None if whole else torch.from_numpy(valid).to(spectra.device)

@@ -107,7 +107,7 @@ class Footprint:
         """Return the same with what a writer really holds."""
         block = min(writer.block_rows * writer.meta.row_bytes, writer.meta.nbytes)
         if writer.random_access:  # it takes whole blocks and passes them on
-            written = block if writer.block_rows > 1 else 0
+            written = writer.held_bytes + (block if writer.block_rows > 1 else 0)
             return dataclasses.replace(self, written_bytes=written, step_rows=writer.block_rows)
         return dataclasses.replace(self, written_bytes=_WRITER_COPIES * block)
 

@@ -290,7 +290,7 @@ def infer(
         inference = inference.written_by(writer)
         compute = stack.enter_context(inference.computing())
         with SyncBehind(writer.sync) as sync, WriteBehind(writer.write) as behind:
-            for part, values in inference.stream(compute, slice(0, rows)):
+            for part, values in inference.stream(compute, slice(0, rows), writer):
                 behind.write(part, values)
                 sync.wrote(values.nbytes)
                 progress(part.stop, rows)
@@ -349,15 +349,25 @@ class Inference:
             )
 
     def stream(
-        self, compute: Compute, rows: slice, step: int = 1, reader: CubeReader | None = None
+        self,
+        compute: Compute,
+        rows: slice,
+        writer: CubeWriter | None = None,
+        reader: CubeReader | None = None,
     ) -> Iterator[tuple[slice, AnyArray]]:
         """Yield (rows, stored values) of a part of the output; see `stream_rows`.
 
-        The MSI is read through `reader` if one is given, whose rows are the same.
+        Args:
+            compute: of this inference.
+            rows: the part.
+            writer: that takes them, in portions that suit it; None where nobody does.
+            reader: through which the MSI is read if one is given; its rows are the same.
         """
         cut = self.plan.cut
         return stream_rows(
-            reader or self.hr_msi, rows, compute, group=cut.group, read_rows=cut.read_rows, step=step
+            reader or self.hr_msi, rows, compute, group=cut.group, read_rows=cut.read_rows,
+            step=writer.block_rows if writer and writer.random_access else 1,
+            page_offset=None if writer is None else writer.page_offset,
         )  # fmt: skip
 
     def trial(self) -> float:

@@ -22,7 +22,7 @@ from spectralift_cli.core.formats import OpenRequest, arrays
 from spectralift_cli.core.formats import envi_files as pairs
 from spectralift_cli.core.formats.envi_header import EnviHeader, read_envi_header
 from spectralift_cli.core.formats.envi_meta import format_meta, read_meta
-from spectralift_cli.core.formats.rawio import open_for_rows, pread_into, pwrite_all, sync_data
+from spectralift_cli.core.formats.rawio import PAGE, RowFile, pread_into
 from spectralift_cli.core.outputs import SharedStaging, Staging
 
 DATA_TYPES = {
@@ -238,25 +238,25 @@ class EnviWriter(CubeWriter):
         )
         try:
             self._stage.place(header, text.encode())
-            self._file = open_for_rows(self._stage.path(self._data_path))
+            self._file = RowFile(self._stage.path(self._data_path), meta.nbytes)
         except BaseException:
             self._stage.abort()
             raise
-        try:
-            self._file.truncate(meta.nbytes)
-        except BaseException:
-            self.abort()
-            raise
+        self.held_bytes = self._file.held_bytes
+
+    def page_offset(self, row: int) -> int:
+        """Return where in a page of the file a row begins; see `CubeWriter`."""
+        return row * self.meta.row_bytes % PAGE if self._axes == _AXES["bip"] else 0
 
     def _write(self, start: int, block: AnyArray) -> None:
         data = np.ascontiguousarray(block.transpose(self._axes), dtype=self._dtype)
         runs = data if self._runs > 1 else data[None]
         step, row_bytes = self.meta.nbytes // self._runs, self.meta.row_bytes // self._runs
         for index, run in enumerate(runs):
-            pwrite_all(self._file.fileno(), run, index * step + start * row_bytes)
+            self._file.write(run, index * step + start * row_bytes)
 
     def _sync(self) -> None:
-        sync_data(self._file.fileno())
+        self._file.sync()
 
     def _commit(self) -> tuple[Path, ...]:
         self._file.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import tokenize
 import warnings
@@ -20,7 +21,7 @@ import numpy as np
 from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest, arrays
-from spectralift_cli.core.formats.rawio import open_for_rows, pread_into, pwrite_all, sync_data
+from spectralift_cli.core.formats.rawio import PAGE, RowFile, pread_into
 from spectralift_cli.core.outputs import SharedStaging, Staging
 
 _SIDECAR_SCHEMA = "spectralift.npy-sidecar/1"
@@ -198,20 +199,27 @@ class NpyWriter(CubeWriter):
             "fortran_order": False,
             "shape": meta.shape,
         }
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, header)
+        self._offset = head.tell()
         with contextlib.ExitStack() as undo:
             undo.callback(self._stage.abort)
-            self._file = undo.enter_context(open_for_rows(self._stage.path()))
-            np.lib.format.write_array_header_1_0(self._file, header)
-            self._offset = self._file.tell()
-            self._file.truncate(self._offset + meta.nbytes)
+            self._file = RowFile(self._stage.path(), self._offset + meta.nbytes)
+            undo.callback(self._file.close)
+            self._file.write(np.frombuffer(head.getbuffer(), np.uint8), 0)
             undo.pop_all()
+        self.held_bytes = self._file.held_bytes
+
+    def page_offset(self, row: int) -> int:
+        """Return where in a page of the file a row begins; see `CubeWriter`."""
+        return (self._offset + row * self.meta.row_bytes) % PAGE
 
     def _write(self, start: int, block: AnyArray) -> None:
         data = np.ascontiguousarray(block, dtype=self.meta.dtype.newbyteorder("<"))
-        pwrite_all(self._file.fileno(), data, self._offset + start * self.meta.row_bytes)
+        self._file.write(data, self._offset + start * self.meta.row_bytes)
 
     def _sync(self) -> None:
-        sync_data(self._file.fileno())
+        self._file.sync()
 
     def _commit(self) -> tuple[Path, ...]:
         self._file.close()

@@ -216,9 +216,7 @@ class BlockWorker:
         part = self.grid.part(block)
         taken = _HashedRows(self.inference.hr_msi, part)
         crc = _Crc32()
-        stream = self.inference.stream(
-            self._compute, part, self.writer.block_rows, reader=taken
-        )  # fmt: skip
+        stream = self.inference.stream(self._compute, part, self.writer, taken)
         for rows, values in stream:
             if rows.stop < part.stop:
                 behind.write(rows, values, crc, None)
