@@ -70,7 +70,7 @@ def stream_rows(
     filled, row = 0, rows.start
     done = rooms[0].at(page_offset(row) if page_offset else 0)
     for pixels in _read_ahead(_whole_chunks(reader, at, end, read_rows, chunk)):
-        for part in row_blocks(len(pixels), group):
+        for part in row_blocks(len(pixels), _even(len(pixels), group, chunk)):
             count = part.stop - part.start
             compute(pixels[part], done[filled : filled + count], at, first, last)
             head = max(0, first - at)  # pixels of the row before
@@ -93,6 +93,15 @@ def stream_rows(
                 done = rooms[0].at(page_offset(row) if page_offset else 0)
                 done[: len(rest)] = rest
                 filled = len(rest)
+
+
+def _even(pixels: int, group: int, chunk: int) -> int:
+    """Return the pixels, whole chunks, of groups that have about as many each.
+
+    While a small last one is computed the one before it would not be written.
+    """
+    groups = -(-pixels // group)
+    return -(-pixels // (groups * chunk)) * chunk
 
 
 def _whole_chunks(
