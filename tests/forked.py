@@ -18,14 +18,17 @@ def serve() -> None:
         "app",
         "core.jobs.sharing",
         "core.runs.pipeline",
-        *(f"core.formats.{x}" for x in ("npy", "envi", "zarr", "hdf5", "hdf5_write")),
+        *(f"core.formats.{x}" for x in ("npy", "envi", "zarr", "hdf5", "hdf5_write", "rawio")),
     ):
         importlib.import_module(f"spectralift_cli.{name}")
     for name in ("pydantic.type_adapter", "sympy"):  # PyTorch loads it with the first gradient
         importlib.import_module(name)
     from spectralift_cli.__main__ import main
     from spectralift_cli.core import stages
+    from spectralift_cli.core.formats import rawio
 
+    # the outputs of tests are written as those of mosaics are, past the page cache
+    rawio._DIRECT_BYTES = rawio._LEAST_DIRECT_BYTES = 2**14
     # a training of a second leaves a state, too, when it is killed
     (stages.train.__kwdefaults__ or {})["save_every_s"] = 0.2
     for line in sys.stdin:

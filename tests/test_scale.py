@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spectralift_cli.core import footprint
 from spectralift_cli.core.config import InferConfig
@@ -41,6 +44,40 @@ def test_blocks_that_are_lost_come_back_to_who_waits() -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert (waiting, done, len(blocks)) == ([1], [0, 2, 1], 0)
+
+
+@given(
+    units=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    takers=st.integers(1, 5),
+    rng=st.randoms(use_true_random=False),
+)
+def test_units_are_decoded_by_one_process_while_there_are_others(
+    units: list[int], takers: int, rng: random.Random
+) -> None:
+    unit_of = [unit for unit, size in enumerate(units) for _ in range(size)]
+    blocks = Blocks(range(len(unit_of)), lambda block: None, unit_of.__getitem__)
+    last: list[int | None] = [None] * takers
+    seen: list[int] = []
+    at: dict[int, set[int]] = {}
+    while True:
+        taker = rng.randrange(takers)
+        begun = set(at)
+        block = blocks.take(last[taker])
+        if block is None:
+            break
+        unit = unit_of[block]
+        before = last[taker]
+        if before is not None and any(
+            unit_of[b] == unit_of[before] and b not in seen for b in range(len(unit_of))
+        ):
+            assert unit == unit_of[before]
+        if taker not in at.get(unit, set()):
+            # somebody else's unit is joined only where no other is left
+            assert unit not in begun or len(begun) == len(units)
+        at.setdefault(unit, set()).add(taker)
+        seen.append(block)
+        last[taker] = block
+    assert sorted(seen) == list(range(len(unit_of)))
 
 
 def test_failure_elsewhere_ends_the_waiting() -> None:

@@ -174,6 +174,11 @@ class BlockWorker:
                 else:
                     done(block)
 
+    def unit_of(self, block: int) -> int:
+        """Return which rows of the MSI, of those that are decoded together, a block begins in."""
+        start: int = self.grid.part(block).start
+        return start // self.inference.hr_msi.row_unit
+
     def unproven(self, blocks: Sequence[int]) -> list[int]:
         """Return those blocks that are not there as their receipts say.
 

@@ -35,14 +35,28 @@ _JOIN_S = 5.0
 class Blocks:
     """Blocks that several processes share out; whoever loses one gives it back.
 
+    Blocks of one unit of the MSI, rows that are decoded together, go to the same process as long as
+    there are other units: else each process would decode the whole image.
+
     Args:
         blocks: which.
         done: called with each that is done, by one thread at a time.
+        unit_of: the unit of a block; None where any process may have any.
     """
 
-    def __init__(self, blocks: Iterable[int], done: Callable[[int], None]) -> None:
-        self._queue = deque(blocks)
-        self._left = len(self._queue)
+    def __init__(
+        self,
+        blocks: Iterable[int],
+        done: Callable[[int], None],
+        unit_of: Callable[[int], int] | None = None,
+    ) -> None:
+        self._unit_of = unit_of or (lambda block: block)
+        self._units: dict[int, deque[int]] = {}  # what nobody has; no unit is empty
+        self._left = 0
+        for block in blocks:
+            self._units.setdefault(self._unit_of(block), deque()).append(block)
+            self._left += 1
+        self._fresh = deque(self._units)  # units that nobody is at, the next one first
         self._done = done
         self._changed = threading.Condition(threading.RLock())
         self._failure: BaseException | None = None
@@ -57,21 +71,39 @@ class Blocks:
         Raises:
             BaseException: what another process or thread failed by.
         """
+        last: int | None = None
         while True:
             with self._changed:
-                while not self._queue and self._left and self._failure is None:
+                while not self._units and self._left and self._failure is None:
                     self._changed.wait()
                 if self._failure is not None:
                     raise self._failure
                 if not self._left:
                     return
-                block = self._queue.popleft()
-            yield block
+                last = self._next(last)
+            yield last
 
-    def take(self) -> int | None:
-        """Return a block, or None where the others have all of them."""
+    def take(self, last: int | None = None) -> int | None:
+        """Return a block, or None where the others have all of them.
+
+        Args:
+            last: the block that the same process had before, if any.
+        """
         with self._changed:
-            return self._queue.popleft() if self._queue and self._failure is None else None
+            return self._next(last) if self._units and self._failure is None else None
+
+    def _next(self, last: int | None) -> int:
+        """Return a block of the unit of the last one, of a fresh one, or of the longest one."""
+        unit = None if last is None else self._unit_of(last)
+        while unit not in self._units and self._fresh:
+            unit = self._fresh.popleft()
+        if unit not in self._units:
+            unit = max(self._units, key=lambda unit: len(self._units[unit]))
+        blocks = self._units[unit]
+        block = blocks.popleft()
+        if not blocks:
+            del self._units[unit]
+        return block
 
     def done(self, block: int) -> None:
         """Count a block as done."""
@@ -83,7 +115,10 @@ class Blocks:
     def give_back(self, blocks: Iterable[int]) -> None:
         """Take blocks back that somebody has lost; they are the next ones."""
         with self._changed:
-            self._queue.extendleft(blocks)
+            for block in blocks:
+                unit = self._unit_of(block)
+                self._units.setdefault(unit, deque()).appendleft(block)
+                self._fresh.appendleft(unit)
             self._changed.notify_all()
 
     def fail(self, failure: BaseException) -> None:
@@ -177,7 +212,7 @@ class Crew:
     def _hand_out(self, blocks: Blocks) -> None:
         for member in self._members.values():
             if member.waits:
-                block = blocks.take()
+                block = blocks.take(member.last)
                 if block is None:
                     return
                 member.hand_out(block)
@@ -228,6 +263,7 @@ class _Member:
 
     Attributes:
         blocks: that it has and has not proven yet, the one it computes last.
+        last: the one that it was given last.
         waits: whether it has asked for a block.
     """
 
@@ -236,6 +272,7 @@ class _Member:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.blocks: list[int] = []
+        self.last: int | None = None
         self.waits = False
         self.never_asked = True
         self._process = context.Process(target=_serve_and_exit, args=(theirs,), daemon=True)
@@ -255,6 +292,7 @@ class _Member:
     def hand_out(self, block: int) -> None:
         """Give it a block; see `assign`."""
         self.waits = False
+        self.last = block
         self.blocks.append(block)
         self._send(block)
 

@@ -103,7 +103,7 @@ class LocalProcesses(_Hired):
 
     def run(self, worker: BlockWorker, blocks: Sequence[int], done: Done) -> None:
         """Ensure every block; see `Executor`."""
-        shared = Blocks(blocks, done)
+        shared = Blocks(blocks, done, worker.unit_of)
         job = worker.job
         self._crew.begin(Assignment(worker.task, job.folder, job.id), shared)
         worker.run(shared, shared.done, shared.fail)
