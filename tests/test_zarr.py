@@ -408,6 +408,20 @@ def test_attributes_of_the_wrong_kind_say_nothing(store: Path) -> None:
     assert meta.wavelengths_nm is None
 
 
+def with_transform(store: Path, transform: list[Any]) -> None:
+    attributes = json.loads((store / "cube" / "zarr.json").read_text())["attributes"]
+    attributes["spectralift"]["transform"] = transform
+    edit(store / "cube" / "zarr.json", attributes=attributes)
+
+
+@pytest.mark.filterwarnings("error")
+def test_absurd_transforms(store: Path) -> None:
+    with_transform(store, [1e308, 0, 1e308, 0, -1e308, 1e308])
+    assert read_cube(store).meta.transform == TRANSFORM  # what the coordinates say
+    with_transform(store, [10**400, 0, 0, 0, -1, 0])
+    refused(store, "transform")
+
+
 def damaged_chunk(store: Path, data: bytes) -> None:
     (store / "cube" / "c" / "0" / "1" / "1").write_bytes(data)
 

@@ -227,12 +227,18 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes | None]:
     assert process.stdout is not None
     handle, waiting = process.stdout.fileno(), b""
     patience = 120.0  # for the imports
+    silence = 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(handle, selectors.EVENT_READ)
         while True:
-            if not selector.select(patience):
-                yield None
-                return
+            # counted second by second: that both were suspended meanwhile is no silence
+            if not selector.select(1.0):
+                silence += 1.0
+                if silence >= patience:
+                    yield None
+                    return
+                continue
+            silence = 0.0
             data = os.read(handle, 65536)
             if not data:
                 return

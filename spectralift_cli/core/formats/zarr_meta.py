@@ -259,6 +259,7 @@ def _coordinate(
     return values
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _agreed_transform(stored: Any, x: FloatArray | None, y: FloatArray | None) -> Any:
     """Return the stored transform unless the coordinates of the pixels contradict it."""
     lines = [_line(centres) for centres in (x, y)]
@@ -268,11 +269,13 @@ def _agreed_transform(stored: Any, x: FloatArray | None, y: FloatArray | None) -
     found = (dx, 0.0, x0 - dx / 2, 0.0, dy, y0 - dy / 2)
     if not isinstance(stored, list | tuple) or len(stored) != 6:
         return found
-    if not all(type(v) in (int, float) for v in stored):
+    try:
+        numbers = tuple(float(v) for v in stored if type(v) in (int, float))
+    except OverflowError:  # a whole number of any length
+        numbers = ()
+    if len(numbers) != len(stored):
         return stored  # refused by whoever makes the metadata
-    for (c, step), centres, size in zip(
-        _origin_and_step(tuple(stored)), (x, y), (dx, dy), strict=True
-    ):
+    for (c, step), centres, size in zip(_origin_and_step(numbers), (x, y), (dx, dy), strict=True):
         ends = np.array([0, len(centres) - 1]) + 0.5  # type: ignore[arg-type]  # has a line
         off = np.abs(c + step * ends - centres[[0, -1]])  # type: ignore[index]
         if not off.max() <= _GRID_TOLERANCE * abs(size):
@@ -280,6 +283,7 @@ def _agreed_transform(stored: Any, x: FloatArray | None, y: FloatArray | None) -
     return stored
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _line(centres: FloatArray | None) -> tuple[float, float] | None:
     """Return start and step of evenly spaced coordinates."""
     if centres is None or centres.size < 2 or not np.isfinite(centres).all():
