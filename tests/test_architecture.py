@@ -18,7 +18,14 @@ STDLIB_ONLY_TABLES = (
 )  # fmt: skip
 THIRD_PARTY = ("torch", "numpy", "rasterio", "h5py", "scipy", "matplotlib", "tifffile", "zarr",
                "yaml", "pydantic", "safetensors", "jinja2", "tensorly")  # fmt: skip
-WITHOUT_TORCH = ("core/cube.py", "core/scene.py", "core/formats/", "core/metrics/", "core/sensors/")
+WITHOUT_TORCH = (
+    "core/cube.py",
+    "core/cubeio.py",
+    "core/scene.py",
+    "core/formats/",
+    "core/metrics/",
+    "core/sensors/",
+)
 
 
 def imports(path: Path, *, only_top: bool = False) -> Iterator[str]:

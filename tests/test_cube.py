@@ -12,16 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralift_cli.core.cube import (
-    Cube,
-    CubeMeta,
-    CubeReader,
-    CubeWriter,
-    SelectedReader,
-    row_blocks,
-    to_units,
-    valid_mask,
-)
+from spectralift_cli.core.cube import Cube, CubeMeta, to_units, valid_mask
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter, SelectedReader, row_blocks
 from spectralift_cli.core.errors import DataError
 from tests.strategies import TRANSFORM, cubes
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralift_cli.core.cube import BLOCK_BYTES, Cube, row_blocks
+from spectralift_cli.core.cube import Cube
+from spectralift_cli.core.cubeio import BLOCK_BYTES, row_blocks
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.formats import (
     ALL_FIELDS,

@@ -13,7 +13,8 @@ import torch
 from spectralift_cli.core import footprint, inference
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import InferConfig
-from spectralift_cli.core.cube import Cube, CubeMeta, CubeReader
+from spectralift_cli.core.cube import Cube, CubeMeta
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import (
     DataError,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from spectralift_cli.core.checkpoint import Checkpoint, save_checkpoint
 from spectralift_cli.core.config import InferConfig
-from spectralift_cli.core.cube import AnyArray, Cube, CubeMeta, CubeWriter
+from spectralift_cli.core.cube import AnyArray, Cube, CubeMeta
+from spectralift_cli.core.cubeio import CubeWriter
 from spectralift_cli.core.engine import Counts
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.formats import open_cube, write_cube

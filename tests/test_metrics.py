@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectralift_cli.core.config import MetricsConfig
-from spectralift_cli.core.cube import Cube, CubeReader
+from spectralift_cli.core.cube import Cube
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.metrics import METRICS, parse_checks
 from spectralift_cli.core.metrics import evaluate as evaluate_module

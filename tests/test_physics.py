@@ -20,7 +20,7 @@ from spectralift_cli.core.auto.regression import Regression
 from spectralift_cli.core.auto.samples import Problem
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.config import SynthConfig, TrainConfig
-from spectralift_cli.core.cube import CubeReader
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import Workers
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats import open_cube

@@ -18,7 +18,8 @@ from spectralift_cli.app import app
 from spectralift_cli.core import stages
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.config import SynthConfig, TrainConfig
-from spectralift_cli.core.cube import Cube, CubeReader
+from spectralift_cli.core.cube import Cube
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.drawing import Drawing, keys_of
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.formats import open_cube, write_cube

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from spectralift_cli.app import app
 from spectralift_cli.core.config import QuicklookConfig
-from spectralift_cli.core.cube import Cube, CubeReader, SelectedReader
+from spectralift_cli.core.cube import Cube
+from spectralift_cli.core.cubeio import CubeReader, SelectedReader
 from spectralift_cli.core.errors import (
     DataError,
     OptionError,

@@ -18,7 +18,8 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralift_cli.core.cube import Cube, row_blocks
+from spectralift_cli.core.cube import Cube
+from spectralift_cli.core.cubeio import row_blocks
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube, open_cube, read_cube, write_cube
 from tests.strategies import TRANSFORM, UTM33N, assert_same_cube, cubes

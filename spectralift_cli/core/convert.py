@@ -12,16 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from spectralift_cli.core.cube import (
-    AnyArray,
-    CubeMeta,
-    CubeReader,
-    Progress,
-    SelectedReader,
-    no_progress,
-    row_blocks,
-    valid_mask,
-)
+from spectralift_cli.core.cube import AnyArray, CubeMeta, Progress, no_progress, valid_mask
+from spectralift_cli.core.cubeio import CubeReader, SelectedReader, row_blocks
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import identity, provenance

@@ -12,13 +12,12 @@ import numpy as np
 from spectralift_cli.core.cube import (
     AnyArray,
     CubeMeta,
-    CubeReader,
     FloatArray,
     Progress,
     no_progress,
-    row_blocks,
     valid_mask,
 )
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.formats.spectral import steps_back
 from spectralift_cli.core.scene import CUBE_ROLES, open_scene
 

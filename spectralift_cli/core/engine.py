@@ -22,14 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.cube import (
-    AnyArray,
-    BoolArray,
-    CubeMeta,
-    CubeReader,
-    row_blocks,
-    to_units,
-)
+from spectralift_cli.core.cube import AnyArray, BoolArray, CubeMeta, to_units
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.devices import Workers, on_device
 from spectralift_cli.core.formats.rawio import PAGE
 from spectralift_cli.core.models.base import SpectralModel

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectralift_cli.core.cube import BLOCK_BYTES, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import CubeMeta
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import find_format
 from spectralift_cli.core.models.base import SpectralModel

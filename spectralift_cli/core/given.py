@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.formats import open_cube
 

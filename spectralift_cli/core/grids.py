@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectralift_cli.core.cube import CubeReader
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError
 
 

@@ -22,14 +22,8 @@ from numpy.typing import NDArray
 
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import InferConfig, to_json
-from spectralift_cli.core.cube import (
-    AnyArray,
-    CubeMeta,
-    CubeReader,
-    CubeWriter,
-    Progress,
-    no_progress,
-)
+from spectralift_cli.core.cube import AnyArray, CubeMeta, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 from spectralift_cli.core.devices import check_threads
 from spectralift_cli.core.engine import (
     Compute,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import CubeReader, FloatArray
+from spectralift_cli.core.cube import FloatArray
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.radiometry import Radiometry

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import CubeMeta, CubeReader, FloatArray, SelectedReader
+from spectralift_cli.core.cube import CubeMeta, FloatArray
+from spectralift_cli.core.cubeio import CubeReader, SelectedReader
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.sensors.response import Srf
 

@@ -15,14 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import (
-    BoolArray,
-    CubeReader,
-    FloatArray,
-    Progress,
-    no_progress,
-    row_blocks,
-)
+from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.drawing import Drawing
 from spectralift_cli.core.errors import DataError, SpectraliftWarning

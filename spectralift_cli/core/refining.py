@@ -12,7 +12,8 @@ from typing import Any
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.config import InferConfig, RefineConfig
-from spectralift_cli.core.cube import CubeReader, FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import check_estimate
 from spectralift_cli.core.estimation.result import Estimate, read_estimate

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeGuard
 
-from spectralift_cli.core.cube import CubeReader
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.formats.arrays import strict_json

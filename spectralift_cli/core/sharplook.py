@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from spectralift_cli.core.coarse import product
-from spectralift_cli.core.cube import CubeReader
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.radiometry import Radiometry

@@ -12,7 +12,8 @@ from spectralift_cli.core.checkpoint import (
     load_checkpoint,
 )
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig
-from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import applied

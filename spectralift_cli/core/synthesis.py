@@ -22,16 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectralift_cli.core.config import SynthConfig, to_json
-from spectralift_cli.core.cube import (
-    BLOCK_BYTES,
-    CubeMeta,
-    CubeReader,
-    FloatArray,
-    Progress,
-    SelectedReader,
-    no_progress,
-    row_blocks,
-)
+from spectralift_cli.core.cube import CubeMeta, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, SelectedReader, row_blocks
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube, find_format, writable_suffixes
 from spectralift_cli.core.formats.kernels import write_psf

@@ -20,14 +20,8 @@ from numpy.typing import NDArray
 from spectralift_cli.core.auto import AutoFit, fit_auto, no_sharp_image
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
-from spectralift_cli.core.cube import (
-    BoolArray,
-    CubeReader,
-    FloatArray,
-    Progress,
-    no_progress,
-    row_blocks,
-)
+from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.fitting import Fitted, History, Pace, fit

@@ -15,7 +15,8 @@ from spectralift_cli.core.checkpoint import (
     save_checkpoint,
 )
 from spectralift_cli.core.config import TrainConfig
-from spectralift_cli.core.cube import CubeMeta, CubeReader, FloatArray
+from spectralift_cli.core.cube import CubeMeta, FloatArray
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import check_threads, resolve_device
 from spectralift_cli.core.errors import OptionError, OutputExistsError
 from spectralift_cli.core.estimation.apply import check_estimate

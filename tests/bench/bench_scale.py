@@ -30,7 +30,8 @@ import torch
 
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.config import InferConfig
-from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.engine import WriteBehind
 from spectralift_cli.core.inference import predict, prepare
 from spectralift_cli.core.resources import available_cpus, peak_memory_bytes

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from spectralift_cli.core.config import SynthConfig, TrainConfig
-from spectralift_cli.core.cube import Cube, CubeMeta, row_blocks
+from spectralift_cli.core.cube import Cube, CubeMeta
+from spectralift_cli.core.cubeio import row_blocks
 
 _READ_BYTES = 64 * 2**20  # of a cube that claims more, only the first rows are read
 

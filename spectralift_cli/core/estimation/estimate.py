@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from spectralift_cli.core import pairs
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import (
     DataError,
     OptionError,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, row_blocks
+from spectralift_cli.core.cube import BoolArray, FloatArray
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.placement import Placement
 

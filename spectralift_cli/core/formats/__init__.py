@@ -20,7 +20,8 @@ from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarni
 from spectralift_cli.core.formats.table import ALL_FIELDS, FORMATS, CreationOption, Format
 
 if TYPE_CHECKING:
-    from spectralift_cli.core.cube import Cube, CubeMeta, CubeReader, CubeWriter
+    from spectralift_cli.core.cube import Cube, CubeMeta
+    from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 
 __all__ = [
     "ALL_FIELDS",

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import h5py
 
-from spectralift_cli.core.cube import CubeMeta, CubeReader, FloatArray
+from spectralift_cli.core.cube import CubeMeta, FloatArray
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree

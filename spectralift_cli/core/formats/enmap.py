@@ -20,7 +20,8 @@ from xml.etree.ElementTree import Element  # a type only; xmltree does the parsi
 
 import numpy as np
 
-from spectralift_cli.core.cube import BoolArray, CubeMeta, CubeReader, FloatArray, SelectedReader
+from spectralift_cli.core.cube import BoolArray, CubeMeta, FloatArray
+from spectralift_cli.core.cubeio import CubeReader, SelectedReader
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import OpenRequest
 from spectralift_cli.core.formats.geotiff import open_tiff

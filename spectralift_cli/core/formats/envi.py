@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest, arrays
 from spectralift_cli.core.formats import envi_files as pairs

@@ -23,7 +23,8 @@ from rasterio.env import Env
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.session import DummySession
 
-from spectralift_cli.core.cube import BLOCK_BYTES, AnyArray, CubeMeta, CubeReader
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader
 from spectralift_cli.core.errors import DataError
 
 CACHE_BYTES = 64 * 2**20

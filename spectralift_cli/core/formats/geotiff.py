@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from spectralift_cli.core.cube import STORED_DTYPES, AnyArray, CubeMeta, CubeReader
+from spectralift_cli.core.cube import STORED_DTYPES, AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest
 from spectralift_cli.core.formats.arrays import cube_axes

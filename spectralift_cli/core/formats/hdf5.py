@@ -14,7 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from spectralift_cli.core.cube import BLOCK_BYTES, AnyArray, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, CubeWriter
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree
 from spectralift_cli.core.formats.hdf5_write import DatasetWriter, chunk_shape

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import h5py
 import numpy as np
 
-from spectralift_cli.core.cube import BLOCK_BYTES, AnyArray, CubeMeta, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeWriter
 from spectralift_cli.core.formats.rawio import pwrite_all
 from spectralift_cli.core.outputs import Staging
 

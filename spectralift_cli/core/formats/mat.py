@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 from scipy.io import loadmat, savemat
 
-from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree, mat73
 from spectralift_cli.core.formats.mat_headers import MatFile, Variable, read_index

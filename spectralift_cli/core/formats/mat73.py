@@ -14,7 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree
 from spectralift_cli.core.formats.hdf5 import DatasetReader, compression, describe

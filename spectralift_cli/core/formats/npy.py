@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spectralift_cli.core.cube import AnyArray, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest, arrays
 from spectralift_cli.core.formats.rawio import PAGE, RowFile, pread_into

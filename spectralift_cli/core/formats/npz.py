@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spectralift_cli.core.cube import BLOCK_BYTES, AnyArray, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats import OpenRequest, arrays
 from spectralift_cli.core.formats.npy import RawReader, read_header

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from spectralift_cli.core.cube import AnyArray, BoolArray, CubeMeta, CubeReader, FloatArray
+from spectralift_cli.core.cube import AnyArray, BoolArray, CubeMeta, FloatArray
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.floats import as_float64
 from spectralift_cli.core.formats import OpenRequest, arrays, hdf5_tree

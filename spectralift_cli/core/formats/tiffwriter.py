@@ -21,7 +21,8 @@ from affine import Affine
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 
-from spectralift_cli.core.cube import BLOCK_BYTES, AnyArray, CubeMeta, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeWriter
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats.gdalio import (
     LARGEST_BLOCK_BYTES,

@@ -22,7 +22,8 @@ from numcodecs import GZip, Zstd
 from zarr.codecs import GzipCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from spectralift_cli.core.cube import BLOCK_BYTES, AnyArray, CubeMeta, CubeReader, CubeWriter
+from spectralift_cli.core.cube import AnyArray, CubeMeta
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats import OpenRequest, arrays
 from spectralift_cli.core.formats.zarr_codecs import Shards

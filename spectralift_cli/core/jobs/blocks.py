@@ -20,7 +20,8 @@ import torch
 from spectralift_cli import __version__
 from spectralift_cli.core import pairs
 from spectralift_cli.core.config import InferConfig, to_json
-from spectralift_cli.core.cube import AnyArray, CubeReader, CubeWriter, SelectedReader, row_blocks
+from spectralift_cli.core.cube import AnyArray
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter, SelectedReader, row_blocks
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.engine import Compute, Counts, WriteBehind
 from spectralift_cli.core.errors import DataError

@@ -14,15 +14,8 @@ from typing import Any
 import numpy as np
 
 from spectralift_cli.core.config import MetricsConfig
-from spectralift_cli.core.cube import (
-    AnyArray,
-    CubeMeta,
-    CubeReader,
-    FloatArray,
-    Progress,
-    no_progress,
-    row_blocks,
-)
+from spectralift_cli.core.cube import AnyArray, CubeMeta, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.metrics import METRICS, Check
 from spectralift_cli.core.metrics.blocks import (

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from spectralift_cli.core.cube import AnyArray, FloatArray, row_blocks
+from spectralift_cli.core.cube import AnyArray, FloatArray
+from spectralift_cli.core.cubeio import row_blocks
 from spectralift_cli.core.errors import DataError
 
 _BLOCK_VALUES = 2**20

@@ -18,14 +18,8 @@ from typing import Any, Self
 import numpy as np
 
 from spectralift_cli.core.config import MetricsConfig
-from spectralift_cli.core.cube import (
-    CubeMeta,
-    CubeReader,
-    CubeWriter,
-    FloatArray,
-    Progress,
-    no_progress,
-)
+from spectralift_cli.core.cube import CubeMeta, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import identity, provenance

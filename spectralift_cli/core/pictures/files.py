@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectralift_cli.core.config import QuicklookConfig
-from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.pictures.rgb import Quicklook, write_quicklook

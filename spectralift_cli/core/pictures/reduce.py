@@ -15,13 +15,12 @@ from spectralift_cli.core.cube import (
     AnyArray,
     BoolArray,
     CubeMeta,
-    CubeReader,
     FloatArray,
     Progress,
     no_progress,
-    row_blocks,
     valid_mask,
 )
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.pictures.colour import Composite
 
 # a quicklook reads at most about this much, where rows can be skipped

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectralift_cli.core.config import QuicklookConfig
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.pictures import rasters
 from spectralift_cli.core.pictures.colour import Composite, choose_composite, encode_srgb

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, row_blocks
+from spectralift_cli.core.cube import BoolArray, FloatArray
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.radiometry import Radiometry

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spectralift_cli.core.cube import CubeMeta, CubeReader
+from spectralift_cli.core.cube import CubeMeta
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.refinement.images import HeldCube, check_images
 from spectralift_cli.core.refinement.optics import Optical

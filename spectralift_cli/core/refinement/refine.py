@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from spectralift_cli.core.config import RefineConfig, to_json
-from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import provenance

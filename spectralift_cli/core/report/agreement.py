@@ -10,14 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spectralift_cli.core.cube import (
-    BoolArray,
-    CubeReader,
-    FloatArray,
-    SelectedReader,
-    no_progress,
-    to_units,
-)
+from spectralift_cli.core.cube import BoolArray, FloatArray, no_progress, to_units
+from spectralift_cli.core.cubeio import CubeReader, SelectedReader
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.observation import Observation

@@ -8,14 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spectralift_cli.core.config import ReportConfig
-from spectralift_cli.core.cube import (
-    BoolArray,
-    CubeMeta,
-    CubeReader,
-    FloatArray,
-    Progress,
-    to_units,
-)
+from spectralift_cli.core.cube import BoolArray, CubeMeta, FloatArray, Progress, to_units
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.pairs import scene_placement
 from spectralift_cli.core.placement import Placement, place

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import AnyArray, CubeReader, row_blocks
+from spectralift_cli.core.cube import AnyArray
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 
 _BLOCK_VALUES = 2**21
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectralift_cli.core.cube import CubeReader, FloatArray, SelectedReader
+from spectralift_cli.core.cube import FloatArray
+from spectralift_cli.core.cubeio import CubeReader, SelectedReader
 from spectralift_cli.core.errors import DataError, SpectraliftError
 from spectralift_cli.core.estimation.apply import check_estimate
 from spectralift_cli.core.estimation.result import Estimate, read_estimate

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, to_units
+from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, to_units
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.metrics.blocks import BandMoments, Context, PairBlock, spectral_angles
 from spectralift_cli.core.metrics.standard import rmse_of_bands
 from spectralift_cli.core.report.lattice import Lattice

@@ -14,7 +14,8 @@ from spectralift_cli.core.auto import fit_auto
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.coarse import Subspace, product
 from spectralift_cli.core.config import TrainConfig
-from spectralift_cli.core.cube import BoolArray, CubeReader, FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.fitting import fit

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.cube import AnyArray, CubeReader
+from spectralift_cli.core.cube import AnyArray
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.inference import predict
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.uncertainty.reference import FloatPixels

@@ -11,14 +11,8 @@ import numpy as np
 import torch
 
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.cube import (
-    AnyArray,
-    CubeMeta,
-    CubeReader,
-    Progress,
-    no_progress,
-    row_blocks,
-)
+from spectralift_cli.core.cube import AnyArray, CubeMeta, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube

@@ -9,15 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from spectralift_cli.core.config import MetricsConfig
-from spectralift_cli.core.cube import (
-    AnyArray,
-    BoolArray,
-    CubeReader,
-    Progress,
-    SelectedReader,
-    no_progress,
-    row_blocks,
-)
+from spectralift_cli.core.cube import AnyArray, BoolArray, Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader, SelectedReader, row_blocks
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.metrics import noreference

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from spectralift_cli.core import pairs
-from spectralift_cli.core.cube import CubeReader, FloatArray
+from spectralift_cli.core.cube import FloatArray
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import OptionError, SpectraliftWarning
 from spectralift_cli.core.estimation.apply import check_estimate
 from spectralift_cli.core.estimation.result import Estimate, read_estimate

@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from spectralift_cli.core.cube import (
-    BLOCK_BYTES,
     AnyArray,
     BoolArray,
     CubeMeta,
-    CubeReader,
     FloatArray,
     Progress,
-    SelectedReader,
     no_progress,
-    row_blocks,
 )
+from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, SelectedReader, row_blocks
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.observation import Observation

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spectralift_cli.core.config import RefineConfig, TrainConfig
-from spectralift_cli.core.cube import CubeReader, Progress, no_progress
+from spectralift_cli.core.cube import Progress, no_progress
+from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.formats import open_cube
 from spectralift_cli.core.identity import identity, provenance
