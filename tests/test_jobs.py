@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,10 @@ from spectralift_cli.core.cubeio import CubeWriter
 from spectralift_cli.core.engine import Counts
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.formats import open_cube, write_cube
-from spectralift_cli.core.formats.rawio import PAGE
+from spectralift_cli.core.formats.rawio import PAGE, RowFile
 from spectralift_cli.core.inference import prepare
-from spectralift_cli.core.jobs.blocks import InferTask
+from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
+from spectralift_cli.core.jobs.executors import ThisProcess
 from spectralift_cli.core.jobs.folder import Job, job_path
 from spectralift_cli.core.jobs.plan import BlockGrid, Shard, differences
 from spectralift_cli.core.jobs.sharing import SharedResult, Sharing, infer_shared
@@ -245,6 +249,71 @@ def test_job_whose_output_was_moved_already_is_cleared_away(task: InferTask) -> 
     for path in (job / "data").iterdir():
         path.unlink()
     assert_same(infer_shared(task, Sharing()), task)
+
+
+def test_worker_that_opens_other_files_than_were_planned_stops(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is started when another has died, or on another host: long after the plan was made."""
+    with contextlib.closing(task.open()) as inference:
+        plan = task.plan(inference)
+    with Job.join(task.output, plan, must_be_new=True) as job:
+        with BlockWorker(task, job):
+            pass
+        with monkeypatch.context() as patch:
+            patch.setattr("spectralift_cli.core.jobs.blocks.__version__", "0")
+            with pytest.raises(DataError, match="differs: version$"):
+                BlockWorker(task, job)
+        other = replace(checkpoint_and_msi()[0], scaling=Scaling(0.1, 0.7))
+        save_checkpoint(other, task.model, overwrite=True)
+        with pytest.raises(DataError, match=r"differs: model\.sha256$"):
+            BlockWorker(task, job)
+
+
+def test_workers_elsewhere_are_told_whole_paths(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(task.model.parent)
+    estimate = Path("estimate.json")
+    told: list[InferTask] = []
+
+    class Listening(ThisProcess):
+        def adapted(self, task: InferTask) -> InferTask:
+            told.append(task)
+            return task
+
+    for name in ("model", "image", "output"):
+        task = replace(task, **{name: Path(getattr(task, name).name)})
+    with pytest.raises(DataError, match=r"estimate\.json"):
+        infer_shared(replace(task, estimate=estimate), Sharing(), executor=Listening())
+    paths = (told[0].model, told[0].image, told[0].output, told[0].estimate)
+    assert all(path is not None and path.is_absolute() for path in paths)
+
+
+def test_job_on_a_disk_that_is_gone_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    output = tmp_path / "x.npy"
+    job_path(output).symlink_to(tmp_path / "unmounted" / "job")
+    with pytest.raises(DataError, match="is a link to .*unmounted"):
+        Job.join(output, {}, must_be_new=False)
+    assert job_path(output).is_symlink()
+
+
+def test_interrupt_while_files_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that comes as `close` returns: whoever cleans up then closes nothing twice."""
+    job = Job.join(tmp_path / "x.npy", {}, must_be_new=True)
+    file = RowFile(tmp_path / "file", 10)
+    real = os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        raise KeyboardInterrupt
+
+    for leave in (job.leave, file.close):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", close)
+            with pytest.raises(KeyboardInterrupt):
+                leave()
+        leave()
 
 
 def test_job_that_lacks_its_plan_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

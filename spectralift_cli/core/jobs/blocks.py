@@ -119,6 +119,10 @@ class BlockWorker:
         task: the inference.
         job: joined by this process.
         inference: the open inference, which the caller closes; None to open one here.
+
+    Raises:
+        DataError: what is opened here is not what the job was planned with: a worker that is started
+            late finds other files, one on another host may be of another version.
     """
 
     def __init__(self, task: InferTask, job: Job, inference: Inference | None = None) -> None:
@@ -129,6 +133,8 @@ class BlockWorker:
             contextlib.closing(task.open(checks_levels=False))
         )
         try:
+            if inference is None:
+                job.check_plan(task.plan(self.inference))
             self.writer: CubeWriter = self._stack.enter_context(
                 create_cube(
                     task.output, self.inference.meta, options=task.stored.options,

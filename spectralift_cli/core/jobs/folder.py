@@ -140,6 +140,17 @@ class Job:
                 raise
             return job
 
+    def check_plan(self, plan: Mapping[str, Any]) -> None:
+        """Refuse to work on the job by another plan.
+
+        Args:
+            plan: what this process would make.
+
+        Raises:
+            DataError: it differs from the job's.
+        """
+        _check_plan(self.folder, plan, _read_json(self.folder / "plan.json"))
+
     def receipt(self, block: int) -> Receipt | None:
         """Return a block's receipt, or None where there is none that can be read."""
         try:
@@ -180,9 +191,10 @@ class Job:
 
     def leave(self) -> None:
         """Let go of the job; harmless when called again."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        # forgotten before it is closed: a signal may come in between, and this is called again then
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
@@ -211,7 +223,16 @@ class Job:
 
 
 def _make(folder: Path, plan: Mapping[str, Any]) -> str | None:
-    """Make a job whole; return its id, or None where another process was faster."""
+    """Make a job whole; return its id, or None where another process was faster.
+
+    Raises:
+        DataError: the place cannot be written.
+    """
+    if folder.is_symlink():
+        raise DataError(
+            f"{folder}: is a link to {os.readlink(folder)}, where there is no job",
+            "bring back the disk that it lies on, or remove the link and start afresh",
+        )
     try:
         stage = Staging(folder)
     except OutputExistsError:
