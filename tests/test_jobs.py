@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,43 @@ def test_finishing_run_checks_the_blocks_of_others(task: InferTask) -> None:
     assert_same(infer_shared(task, Sharing(shard=Shard(2, 2))), task)
 
 
+@pytest.mark.filterwarnings("ignore:.*beyond what")
+def test_blocks_are_checked_within_the_promised_memory(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many processors could read them back at once."""
+    stored = np.random.default_rng(8).integers(0, 9000, (192, 6000, 3)).astype(np.uint16)
+    write_cube(task.image, Cube.of(stored, nodata=65535, scale=1e-4), overwrite=True)
+    task = with_output(task, "out.zarr", batch_size=4096)
+    half_done(task)
+    monkeypatch.setattr("spectralift_cli.core.footprint.peak_memory_bytes", lambda: 0)
+    monkeypatch.setattr("spectralift_cli.core.jobs.blocks.available_cpus", lambda: 64)
+    at_once, most = 0, 0
+    checked = BlockWorker._stored_crc32
+
+    def counted(self: BlockWorker, block: int) -> int | None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        found = checked(self, block)
+        at_once -= 1
+        return found
+
+    monkeypatch.setattr(BlockWorker, "_stored_crc32", counted)
+    task = replace(task, memory_bytes=54 * 10**6)
+    with contextlib.closing(task.open()) as inference:
+        plan = task.plan(inference)
+        with (
+            Job.join(task.output, plan, must_be_new=False) as job,
+            BlockWorker(task, job, inference) as worker,
+        ):
+            missing = worker.unproven(range(worker.grid.count))
+            assert len(missing) == worker.grid.count // 2 == 6
+            needed_bytes = worker.inference.plan.needed_bytes
+    assert most * 2 * 16 * 6000 * 10 <= needed_bytes < 54 * 10**6
+
+
 def test_changed_input_or_options_are_refused(task: InferTask) -> None:
     job = half_done(task)
     before = bytes_of(job / "data" / "out.npy")
@@ -262,7 +300,7 @@ def test_worker_that_opens_other_files_than_were_planned_stops(
             pass
         with monkeypatch.context() as patch:
             patch.setattr("spectralift_cli.core.jobs.blocks.__version__", "0")
-            with pytest.raises(DataError, match="differs: version$"):
+            with pytest.raises(DataError, match=r"differs: version$"):
                 BlockWorker(task, job)
         other = replace(checkpoint_and_msi()[0], scaling=Scaling(0.1, 0.7))
         save_checkpoint(other, task.model, overwrite=True)
@@ -293,7 +331,7 @@ def test_workers_elsewhere_are_told_whole_paths(
 def test_job_on_a_disk_that_is_gone_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     output = tmp_path / "x.npy"
     job_path(output).symlink_to(tmp_path / "unmounted" / "job")
-    with pytest.raises(DataError, match="is a link to .*unmounted"):
+    with pytest.raises(DataError, match=r"is a link to .*unmounted"):
         Job.join(output, {}, must_be_new=False)
     assert job_path(output).is_symlink()
 

@@ -39,6 +39,7 @@ from spectralift_cli.core.stages import open_model
 # blocks that are computed and not yet on the disk
 _MOST_UNSETTLED = 4
 _CHECKED_BYTES = 4 * 2**20  # read back at a time
+_CHECK_COPIES = 2  # as it is stored, and in the order of the checksum
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,10 @@ class BlockWorker:
                 return None
             return receipt
 
-        with ThreadPoolExecutor(available_cpus()) as pool:
+        plan = self.inference.plan
+        held = _CHECK_COPIES * self._checked_rows() * self.inference.meta.row_bytes
+        threads = min(available_cpus(), plan.footprint.spare(plan.cut) // held)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
             # reading back and checking; the MSI's reader serves one thread only
             receipts = dict(zip(blocks, pool.map(proof, blocks), strict=True))
         for block, receipt in receipts.items():
@@ -211,7 +215,8 @@ class BlockWorker:
         # of a large image the plan knows only the beginning, the middle and the end
         part = self.grid.part(block)
         digest = _HashedRows(self.inference.hr_msi, part)
-        for rows in row_blocks(part.stop - part.start, digest.block_rows):
+        height = min(digest.block_rows, self.inference.plan.cut.read_rows)
+        for rows in row_blocks(part.stop - part.start, height):
             digest.read(slice(part.start + rows.start, part.start + rows.stop))
         if digest.sha256() != receipt.input_sha256:
             raise DataError(
@@ -257,6 +262,12 @@ class BlockWorker:
         for block, receipt in receipts.items():
             self.job.add_receipt(block, receipt)
 
+    def _checked_rows(self) -> int:
+        """Return how many rows are read back at a time: of whole chunks, where there are some."""
+        step = self.writer.block_rows
+        rows = max(1, _CHECKED_BYTES // self.inference.meta.row_bytes // step) * step
+        return min(rows, self.grid.block_rows)
+
     def _stored_crc32(self, block: int) -> int | None:
         """Return the checksum of a block's stored values, or None where they cannot be read."""
         part = self.grid.part(block)
@@ -266,8 +277,7 @@ class BlockWorker:
                 meta = self.inference.meta
                 if (reader.meta.shape, reader.meta.dtype) != (meta.shape, meta.dtype):
                     return None
-                height = max(reader.row_unit, _CHECKED_BYTES // meta.row_bytes)
-                for rows in row_blocks(part.stop - part.start, height):
+                for rows in row_blocks(part.stop - part.start, self._checked_rows()):
                     crc.update(reader.read(slice(part.start + rows.start, part.start + rows.stop)))
         except DataError:
             return None

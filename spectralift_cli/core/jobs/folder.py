@@ -230,7 +230,7 @@ def _make(folder: Path, plan: Mapping[str, Any]) -> str | None:
     """
     if folder.is_symlink():
         raise DataError(
-            f"{folder}: is a link to {os.readlink(folder)}, where there is no job",
+            f"{folder}: is a link to {folder.readlink()}, where there is no job",
             "bring back the disk that it lies on, or remove the link and start afresh",
         )
     try:
@@ -361,7 +361,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         DataError: it is damaged.
     """
     with path.open("rb") as file:
-        data = file.read(_JSON_BYTES + 1)
+        # as much as there is: asked for more, Python would first make room for all of it
+        data = file.read(min(os.fstat(file.fileno()).st_size, _JSON_BYTES) + 1)
     try:
         if len(data) > _JSON_BYTES:
             raise ValueError("too large")
