@@ -7,9 +7,10 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,17 @@ from spectralift_cli.core.config import InferConfig
 from spectralift_cli.core.cube import AnyArray, Cube, CubeMeta
 from spectralift_cli.core.cubeio import CubeWriter
 from spectralift_cli.core.engine import Counts
-from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
+from spectralift_cli.core.errors import (
+    DataError,
+    OptionError,
+    OutputExistsError,
+    SpectraliftWarning,
+)
 from spectralift_cli.core.formats import open_cube, write_cube
 from spectralift_cli.core.formats.rawio import PAGE, RowFile
 from spectralift_cli.core.inference import prepare
 from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
-from spectralift_cli.core.jobs.executors import ThisProcess
+from spectralift_cli.core.jobs.executors import DaskCluster, ThisProcess
 from spectralift_cli.core.jobs.folder import Job, job_path
 from spectralift_cli.core.jobs.plan import BlockGrid, Shard, differences
 from spectralift_cli.core.jobs.sharing import SharedResult, Sharing, infer_shared
@@ -352,6 +358,62 @@ def test_interrupt_while_files_are_closed(tmp_path: Path, monkeypatch: pytest.Mo
             with pytest.raises(KeyboardInterrupt):
                 leave()
         leave()
+
+
+def test_job_of_which_the_removal_was_cut_off_leaves_nothing(task: InferTask) -> None:
+    half = job_path(task.output).with_name(f".{job_path(task.output).name}.0123abcd.part")
+    (half / "data").mkdir(parents=True)
+    (half / "data" / "out.npy").write_bytes(bytes(100))
+    infer(task.model, task.image, task.output, batch_size=BATCH)
+    assert not half.exists()
+
+
+class FinishedTask:
+    """Stands for a Dask future."""
+
+    status = "finished"
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> dict[str, Any]:
+        return {}
+
+
+class SilentCluster:
+    """Stands for a Dask client whose only worker comes late and has done everything at once."""
+
+    status = "running"
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[str, Sequence[int]]] = []
+        self._asked = 0
+
+    def nthreads(self) -> dict[str, int]:
+        self._asked += 1
+        return {} if self._asked < 3 else {"worker": 1}
+
+    def submit(
+        self, work: Any, task: Any, folder: str, job: str, blocks: Sequence[int], **more: Any
+    ) -> FinishedTask:
+        self.submitted.append((more["key"], blocks))
+        return FinishedTask()
+
+
+def test_tasks_of_two_runs_on_one_cluster_are_not_taken_for_each_other(task: InferTask) -> None:
+    """Dask gives the one that asks second the result of the first where the keys are the same."""
+    distributed = SimpleNamespace(wait=lambda *_, **__: None)
+    worker: Any = SimpleNamespace(job=SimpleNamespace(id="1", folder=Path("x")), task=task)
+    clients = [SilentCluster(), SilentCluster()]
+    for client, count in zip(clients, (64, 3), strict=True):
+        done: list[int] = []
+        cluster = DaskCluster("tcp://127.0.0.1:1")
+        cluster._client = client
+        with pytest.warns(SpectraliftWarning, match="no workers; this run waits"):
+            cluster._submit_all(distributed, worker, range(count), done.append)
+        assert sorted(done) == list(range(count))
+    first, second = ({key for key, _ in client.submitted} for client in clients)
+    assert not first & second
 
 
 def test_job_that_lacks_its_plan_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Self
 from spectralift_cli.core.engine import Counts
 from spectralift_cli.core.errors import DataError, OutputExistsError
 from spectralift_cli.core.jobs.plan import differences
-from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.outputs import Staging, remove_abandoned
 
 _SCHEMA = "spectralift.job/1"
 _RECEIPT_SCHEMA = "spectralift.receipt/2"
@@ -62,6 +62,8 @@ def refuse_unfinished(output: Path, *, overwrite: bool = False) -> None:
         DataError: it is still being worked on.
     """
     folder = job_path(output)
+    if output.parent.is_dir():
+        remove_abandoned(folder)  # jobs of which the removal was cut off
     if not folder.is_dir():
         return
     if overwrite or _is_spent(folder):
