@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ from spectralift_cli.core.errors import (
     SpectraliftWarning,
 )
 from spectralift_cli.core.formats import open_cube, write_cube
+from spectralift_cli.core.formats.envi import EnviReader
 from spectralift_cli.core.formats.rawio import PAGE, RowFile
 from spectralift_cli.core.inference import prepare
 from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
@@ -414,6 +416,46 @@ def test_tasks_of_two_runs_on_one_cluster_are_not_taken_for_each_other(task: Inf
         assert sorted(done) == list(range(count))
     first, second = ({key for key, _ in client.submitted} for client in clients)
     assert not first & second
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nothing_is_read_of_an_image_that_is_closed(
+    task: InferTask, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full while the next rows are being read; GDAL would crash."""
+    for module in ("footprint", "cubeio"):
+        monkeypatch.setattr(f"spectralift_cli.core.{module}.BLOCK_BYTES", 16 * 97 * 6)
+    read, close, write = EnviReader._read, EnviReader.close, RowFile.write
+    reading = 0
+    closed_while: list[int] = []
+
+    def slow_read(self: EnviReader, start: int, stop: int) -> AnyArray:
+        nonlocal reading
+        reading += 1
+        time.sleep(0.1)
+        values = read(self, start, stop)
+        reading -= 1
+        return values
+
+    def watched(self: EnviReader) -> None:
+        closed_while.append(reading)
+        close(self)
+
+    def full(self: RowFile, data: AnyArray, offset: int) -> None:
+        if offset > 128:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data, offset)
+
+    monkeypatch.setattr(EnviReader, "_read", slow_read)
+    monkeypatch.setattr(EnviReader, "close", watched)
+    monkeypatch.setattr(RowFile, "write", full)
+    with pytest.raises(DataError, match="No space"):
+        if shared:
+            infer_shared(task, Sharing(resume=True))
+        else:
+            infer(task.model, task.image, task.output, batch_size=BATCH)
+    assert closed_while
+    assert not any(closed_while)
 
 
 def test_job_that_lacks_its_plan_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

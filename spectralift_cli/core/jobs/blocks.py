@@ -233,17 +233,19 @@ class BlockWorker:
         part = self.grid.part(block)
         taken = _HashedRows(self.inference.hr_msi, part)
         crc = _Crc32()
-        stream = self.inference.stream(self._compute, part, self.writer, taken)
-        for rows, values in stream:
-            if rows.stop < part.stop:
-                behind.write(rows, values, crc, None)
-                continue
-            counts = self._compute.counts
+        with contextlib.closing(
+            self.inference.stream(self._compute, part, self.writer, taken)
+        ) as stream:
+            for rows, values in stream:
+                if rows.stop < part.stop:
+                    behind.write(rows, values, crc, None)
+                    continue
+                counts = self._compute.counts
 
-            def settle(crc32: int, counts: Counts = counts, block: int = block) -> None:
-                settling.add(block, Receipt(crc32, taken.sha256(), counts))
+                def settle(crc32: int, counts: Counts = counts, block: int = block) -> None:
+                    settling.add(block, Receipt(crc32, taken.sha256(), counts))
 
-            behind.write(rows, values, crc, settle)
+                behind.write(rows, values, crc, settle)
 
     def _write(
         self, rows: slice, values: AnyArray, crc: _Crc32, settle: Callable[[int], None] | None
