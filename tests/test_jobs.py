@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -456,6 +457,36 @@ def test_nothing_is_read_of_an_image_that_is_closed(
             infer(task.model, task.image, task.output, batch_size=BATCH)
     assert closed_while
     assert not any(closed_while)
+
+
+@pytest.mark.filterwarnings("ignore:.*beyond what")
+@pytest.mark.parametrize("name", SHARED)
+def test_an_older_output_does_not_pass_for_that_of_a_removed_job(
+    task: InferTask, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may come between the last block and the move into place."""
+    task = with_output(task, name, overwrite=True)
+    alone = Job.alone
+
+    def finished_by_another(job: Job) -> Any:
+        monkeypatch.setattr(Job, "alone", alone)
+        job.leave()
+        infer_shared(task, Sharing(resume=True))
+        return alone(job)
+
+    def removed_by_another(job: Job) -> Any:
+        monkeypatch.setattr(Job, "alone", alone)
+        shutil.rmtree(job.folder)
+        return alone(job)
+
+    infer_shared(replace(task, config=InferConfig(clip="none")), Sharing(resume=True))
+    older = bytes_of(task.output)
+    monkeypatch.setattr(Job, "alone", removed_by_another)
+    with pytest.raises(DataError, match="finished or replaced"):
+        infer_shared(task, Sharing(resume=True))
+    assert bytes_of(task.output) == older
+    monkeypatch.setattr(Job, "alone", finished_by_another)
+    assert_same(infer_shared(task, Sharing(resume=True)), task)
 
 
 def test_job_that_lacks_its_plan_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

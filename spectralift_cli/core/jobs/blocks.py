@@ -222,7 +222,7 @@ class BlockWorker:
             raise DataError(
                 f"{self.inference.hr_msi.path}: rows {part.start} to {part.stop} have changed since "
                 "the output's were computed",
-                "restore the image, or start afresh with --overwrite and without --shard",
+                "restore the image, or start afresh with --overwrite, without --resume and --shard",
             )
 
     def _begin(self, block: int, behind: WriteBehind, settling: _Settling) -> None:

@@ -93,7 +93,7 @@ class Job:
         self._lock_fd = _lock(folder, fcntl.LOCK_SH)
         try:
             if _read_json(folder / "plan.json").get("id") != id:
-                raise _gone(folder)
+                raise gone(folder)
         except BaseException:
             self.leave()
             raise
@@ -264,7 +264,7 @@ def _check_plan(folder: Path, mine: Mapping[str, Any], found: Mapping[str, Any])
         raise DataError(
             f"{folder}: was begun with other inputs or options; what differs: "
             f"{', '.join(names[:8]) or 'its version'}",
-            "give the same as before, or start afresh with --overwrite and without --shard",
+            "give the same as before, or start afresh with --overwrite, without --resume and --shard",
         )
 
 
@@ -351,7 +351,8 @@ def _lock(folder: Path, how: int) -> int:
     return fd
 
 
-def _gone(folder: Path) -> DataError:
+def gone(folder: Path) -> DataError:
+    """Return the error of a job that is not there any more."""
     return DataError(f"{folder}: the job has been finished or replaced", "start again")
 
 
@@ -371,7 +372,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: is damaged", "start afresh with --overwrite and without --shard"
+            f"{path}: is damaged", "start afresh with --overwrite, without --resume and --shard"
         ) from error
     return found if isinstance(found, dict) else {}
 

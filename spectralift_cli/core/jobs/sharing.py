@@ -162,10 +162,17 @@ def _finish(worker: BlockWorker, ensured: set[int]) -> tuple[Path, ...]:
     """Check the blocks of other runs and move the output into place; return its files.
 
     Two runs that find all blocks complete at the same time take turns; the second finds it done.
+
+    Raises:
+        DataError: the job was removed and not finished.
     """
+    from spectralift_cli.core.jobs.folder import gone
+
     with worker.job.alone() as is_there:
         if not is_there:
             with open_cube(worker.task.output) as reader:
+                if reader.meta.provenance != worker.inference.meta.provenance:
+                    raise gone(worker.job.folder)  # that is an older one, which was to be replaced
                 return reader.files
         others = [block for block in range(worker.grid.count) if block not in ensured]
         worker.run(worker.unproven(others), lambda block: None)
