@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +142,24 @@ def test_neighbours_write_at_once(tmp_path: Path, direct: list[int]) -> None:
     for thread in threads:
         thread.join()
     assert (tmp_path / "file").read_bytes() == values.tobytes()
+
+
+def test_nothing_of_a_page_but_what_was_given_is_sent_to_other_hosts(tmp_path: Path) -> None:
+    """Opened for reading, too, NFS would fetch a page that is written in part and send all of it."""
+    file = RowFile(tmp_path / "file", SIZE)
+    flags = fcntl.fcntl(file._fd, fcntl.F_GETFL)
+    file.close()
+    assert flags & os.O_ACCMODE == os.O_WRONLY
+
+
+def test_pages_are_those_of_the_system() -> None:
+    """Half a page of 64 KiB written past the cache is lost where the cache holds the other half."""
+    code = (
+        "import mmap; mmap.PAGESIZE = 2**16\n"
+        "from spectralift_cli.core.formats.rawio import PAGE; print(PAGE)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 2**16
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
