@@ -18,6 +18,7 @@ from spectralift_cli.core.operators.scaling import Scaling
 from tests.bench.harness import measure
 from tests.inverters import make_checkpoint
 
+MSI_BANDS = 12  # rows that are read ahead take more than the promise leaves for them
 ROWS, COLS, BANDS = 18, 60_000, 100  # a row of the output has 12 MB, the whole 216 MB
 
 
@@ -25,10 +26,10 @@ ROWS, COLS, BANDS = 18, 60_000, 100  # a row of the output has 12 MB, the whole 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     checkpoint = make_checkpoint(
-        BANDS, 4, hidden=16, scaling=Scaling(0.1, 0.8), dtype=np.dtype("int16"), scale=1e-4
+        BANDS, MSI_BANDS, hidden=16, scaling=Scaling(0.1, 0.8), dtype=np.dtype("int16"), scale=1e-4
     )
     save_checkpoint(checkpoint, folder / "model.safetensors")
-    stored = np.random.default_rng(1).integers(0, 9000, (ROWS, COLS, 4)).astype(np.uint16)
+    stored = np.random.default_rng(1).integers(0, 9000, (ROWS, COLS, MSI_BANDS)).astype(np.uint16)
     write_cube(folder / "msi.npy", Cube.of(stored, scale=1e-4))
     return folder
 
