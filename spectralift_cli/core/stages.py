@@ -175,12 +175,8 @@ def infer(
         check_on_map(reader)
         msi = without_dropped(reader, checkpoint.srf)
         made = infer_cube(
-            checkpoint, msi, Path(output),
-            config or InferConfig(),
-            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
-            batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, memory_bytes=execution.memory_bytes,
-            options=stored.options, overwrite=overwrite, progress=execution.progress,
+            checkpoint, msi, Path(output), config or InferConfig(), stored=stored,
+            batch_size=batch_size, execution=execution, overwrite=overwrite,
         )  # fmt: skip
         if uncertainty_file is None:
             return made
@@ -235,9 +231,7 @@ def plan_infer(
         check_on_map(reader)
         inference = prepare(
             checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
-            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
-            batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, memory_bytes=execution.memory_bytes, output=Path(output),
+            stored=stored, batch_size=batch_size, execution=execution, output=Path(output),
         )  # fmt: skip
         return InferForecast(inference.plan, inference.trial())
 
