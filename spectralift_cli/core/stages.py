@@ -14,7 +14,6 @@ from spectralift_cli.core.checkpoint import (
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
-from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import applied
 from spectralift_cli.core.formats.kernels import read_psf
@@ -181,9 +180,8 @@ def infer(
         if uncertainty_file is None:
             return made
         expected = write_uncertainty(
-            checkpoint, msi, Path(uncertainty_file), source=model,
-            device=resolve_device(execution.device), threads=execution.threads,
-            overwrite=overwrite, progress=execution.progress,
+            checkpoint, msi, Path(uncertainty_file), source=model, execution=execution,
+            overwrite=overwrite,
         )  # fmt: skip
         return dataclasses.replace(made, uncertainty=expected)
 

@@ -42,8 +42,6 @@ from spectralift_cli.core.sensors.srf import read_srf
 
 # what fits models brings SciPy along, a second that inference does without: it is imported inside
 if TYPE_CHECKING:
-    import torch
-
     from spectralift_cli.core.refinement.optics import Optical
     from spectralift_cli.core.training import Trained, TrainingPlan
 
@@ -267,7 +265,9 @@ def train(
     if leads:
         _check_outputs(several, output, history_file, state, resume, overwrite)
     threads = execution.threads
-    device = resolve_device(ranks.device_name(execution.device) if ranks else execution.device)
+    if ranks is not None:
+        execution = dataclasses.replace(execution, device=ranks.device_name(execution.device))
+    device = resolve_device(execution.device)
     if ranks is not None and threads is None:
         threads = max(1, check_threads(None) // ranks.local_count)
     from spectralift_cli.core.pooltraining import train_pool
@@ -294,7 +294,7 @@ def train(
                 sharp=one.sharp, shares_extent=one.shares_extent, optical=one.optical, **paper,
             )  # fmt: skip
             if config.uncertainty and leads:
-                trained = _calibrated(trained, several[0], one.reader, device, execution)
+                trained = _calibrated(trained, several[0], one.reader, execution)
     if not leads:
         return trained
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
@@ -365,7 +365,6 @@ def _calibrated(
     trained: Trained,
     inputs: TrainInputs,
     lr_hsi: CubeReader,
-    device: torch.device,
     execution: Execution,
 ) -> Trained:
     """Return what was trained with a calibration of its uncertainty."""
@@ -386,8 +385,8 @@ def _calibrated(
         if pair.psf_role == "nothing":
             warn_of_assumed_psf()
         found = calibrate(
-            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf, device=device,
-            threads=execution.threads, progress=execution.progress,
+            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf,
+            execution=execution,
         )  # fmt: skip
     checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
     return dataclasses.replace(trained, checkpoint=checkpoint)
