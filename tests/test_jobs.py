@@ -27,7 +27,7 @@ from spectralift_cli.core.jobs.folder import Job, job_path
 from spectralift_cli.core.jobs.plan import BlockGrid, Shard, differences
 from spectralift_cli.core.jobs.sharing import SharedResult, Sharing, infer_shared
 from spectralift_cli.core.operators.scaling import Scaling
-from spectralift_cli.core.stages import Storage, infer
+from spectralift_cli.core.stages import Execution, Storage, infer
 from tests.conftest import Run
 from tests.inverters import make_checkpoint
 
@@ -310,7 +310,9 @@ def test_any_rows_are_those_of_the_whole(
         whole = prepare(checkpoint, reader, InferConfig(), batch_size=6000)
         batch = data.draw(st.integers(50, 700))
         parts = prepare(checkpoint, reader, InferConfig(), batch_size=batch)
-        one = prepare(checkpoint, reader, InferConfig(), batch_size=batch, threads=1)
+        one = prepare(
+            checkpoint, reader, InferConfig(), batch_size=batch, execution=Execution("cpu", 1)
+        )
         with one.computing() as compute:
             expected = np.concatenate([v.copy() for _, v in one.stream(compute, slice(0, 60))])
             total = compute.counts

@@ -29,6 +29,7 @@ from spectralift_cli.core.models.paper import build_paper
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.schedules import learning_rate
 from spectralift_cli.core.sensors.response import Srf
+from spectralift_cli.core.source import Source
 from spectralift_cli.core.training import load_pairs, train
 from tests.inverters import forward, random_weights
 
@@ -283,8 +284,10 @@ def test_train_makes_a_checkpoint(tmp_path: Path) -> None:
     with open_cube(path) as reader, warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectraliftWarning)
         trained = train(
-            reader, even_srf(), TrainConfig(preset="paper", epochs=3), announce=lambda plan: announced.append(str(plan))
-        )  # fmt: skip
+            Source(reader, even_srf()),
+            TrainConfig(preset="paper", epochs=3),
+            announce=lambda plan: announced.append(str(plan)),
+        )
     checkpoint = trained.checkpoint
     assert announced == [
         "model paper: 3 -> 11 of 12 bands, 21,771 parameters, 30 LR pixels, 3 epochs of 1 step"

@@ -14,7 +14,6 @@ from spectralift_cli.core.checkpoint import (
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
-from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import applied
 from spectralift_cli.core.formats.kernels import read_psf
@@ -175,19 +174,14 @@ def infer(
         check_on_map(reader)
         msi = without_dropped(reader, checkpoint.srf)
         made = infer_cube(
-            checkpoint, msi, Path(output),
-            config or InferConfig(),
-            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
-            batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, memory_bytes=execution.memory_bytes,
-            options=stored.options, overwrite=overwrite, progress=execution.progress,
+            checkpoint, msi, Path(output), config or InferConfig(), stored=stored,
+            batch_size=batch_size, execution=execution, overwrite=overwrite,
         )  # fmt: skip
         if uncertainty_file is None:
             return made
         expected = write_uncertainty(
-            checkpoint, msi, Path(uncertainty_file), source=model,
-            device=resolve_device(execution.device), threads=execution.threads,
-            overwrite=overwrite, progress=execution.progress,
+            checkpoint, msi, Path(uncertainty_file), source=model, execution=execution,
+            overwrite=overwrite,
         )  # fmt: skip
         return dataclasses.replace(made, uncertainty=expected)
 
@@ -235,9 +229,7 @@ def plan_infer(
         check_on_map(reader)
         inference = prepare(
             checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
-            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
-            batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, memory_bytes=execution.memory_bytes, output=Path(output),
+            stored=stored, batch_size=batch_size, execution=execution, output=Path(output),
         )  # fmt: skip
         return InferForecast(inference.plan, inference.trial())
 

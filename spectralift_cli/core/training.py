@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,11 +19,12 @@ from numpy.typing import NDArray
 from spectralift_cli.core.auto import AutoFit, fit_auto, no_sharp_image
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
-from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.cubeio import CubeReader, row_blocks
-from spectralift_cli.core.devices import one_thread_each
+from spectralift_cli.core.devices import one_thread_each, resolve_device
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.fitting import Fitted, History, Pace, fit
+from spectralift_cli.core.fitting import Fitted, History, Keeping, Pace, fit
+from spectralift_cli.core.given import ON_PROCESSOR, Execution
 from spectralift_cli.core.identity import identity as identity_of
 from spectralift_cli.core.identity import provenance
 from spectralift_cli.core.levels import SharpImage, check_levels, levels_of
@@ -33,11 +33,11 @@ from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.physics.lens import View
 from spectralift_cli.core.placement import Placement, placement_json
 from spectralift_cli.core.radiometry import Radiometry
-from spectralift_cli.core.ranks import Group
 from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.sensors.response import Srf, over_used_bands
-from spectralift_cli.core.sharplook import look_at
+from spectralift_cli.core.sharplook import SharpLook, look_at
+from spectralift_cli.core.source import Source
 
 __all__ = [
     "Fitted",
@@ -299,27 +299,12 @@ def plan_fit(
 
 
 def train(
-    lr_hsi: CubeReader,
-    srf: Srf,
+    source: Source,
     config: TrainConfig,
     *,
-    scaling: Scaling | None = None,
-    hr_msi: CubeReader | None = None,
-    psf_radius_lr_px: int | None = None,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    progress: Progress = no_progress,
+    execution: Execution = ON_PROCESSOR,
     announce: Callable[[TrainingPlan], None] | None = None,
-    state_path: Path | None = None,
-    save_every_s: float = 30.0,
-    resume: bool = False,
-    inputs: Mapping[str, Mapping[str, Any]] | None = None,
-    radiometry: Radiometry | None = None,
-    shift_px: tuple[float, float] = (0.0, 0.0),
-    sharp: SharpImage | None = None,
-    shares_extent: bool = False,
-    optical: Optical | None = None,
-    group: Group | None = None,
+    **paper: Unpack[Keeping],
 ) -> Trained:
     """Train the spectral inverter of an LR-HSI.
 
@@ -327,67 +312,37 @@ def train(
     so do LR pixels with a hole in any other band, for training only.
 
     Args:
-        lr_hsi: the cube.
-        srf: (M, B) weights over its bands.
+        source: the LR-HSI with what is known of its HR-MSI.
         config: how.
-        scaling: from units to the network's range; None chooses it from the LR-HSI.
-        hr_msi: the sharp image in the LR-HSI's units, of which preset auto learns noise, contrast and
-            some pixels (`look_at`); None for nothing.
-        psf_radius_lr_px: of the PSF between the images, by which preset auto keeps held-out LR pixels
-            apart from the others; None where it is not known.
-        device: where; None for the processor.
-        threads: at most; None for all this process may use. Changes no byte of the result.
-        progress: called as progress(epochs done, all epochs).
+        execution: device and threads; its progress is called as progress(epochs done, all epochs).
         announce: called with the plan before the first epoch.
-        state_path: where to keep the state that `resume` needs; see `fit`.
-        save_every_s: seconds between savings of the state.
-        resume: continue from the state, if there is one.
-        inputs: role -> identity of further inputs, for the provenance.
-        radiometry: from the HR-MSI to the LR-HSI, which inference applies; training does not see
-            the HR-MSI.
-        shift_px: displacement of the LR-HSI's content in LR pixels, likewise.
-        sharp: the HR-MSI, to check its units; training does not see it.
-        shares_extent: see `Checkpoint`.
-        optical: what is known of the blur between the images, for fits through the physics; None for
-            nothing.
-        group: of processes that train the published network together, see `fit`.
+        **paper: of the published network's fit.
 
     Raises:
         DataError: see `load_pairs`, `check_units` and `fit`.
     """
-    data = load_pairs(lr_hsi, srf, scaling=scaling)
-    check_units(data, srf, sharp, radiometry)
-    plan = plan_training(data, config, sharp)
+    data = load_pairs(source.lr_hsi, source.srf, scaling=source.scaling)
+    check_units(data, source.srf, source.sharp, source.radiometry)
+    plan = plan_training(data, config, source.sharp)
     if announce is not None:
         announce(plan)
     if config.published is None:
         begun = time.monotonic()
         with one_thread_each():
-            look = None if hr_msi is None else look_at(hr_msi)
-            if look is not None and radiometry is not None:
-                look = look.corrected(radiometry)
-            view = None
-            if look is not None and hr_msi is not None and plan.placement is not None:
-                placement = plan.placement.shifted(shift_px)
-                look = look.placed(placement)
-                known = optical or Optical()
-                view = View(
-                    hr_msi, placement, data.scaling, known.psf, known.includes_footprint,
-                    radiometry,
-                )  # fmt: skip
+            look = look_at_sharp(source)
         found = fit_auto(
             data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
-            sharp=None if look is None else look.scaled(data.scaling), view=view,
-            psf_radius_lr_px=psf_radius_lr_px, device=device or torch.device("cpu"),
-            threads=threads, progress=progress,
+            sharp=None if look is None else look.scaled(data.scaling),
+            view=None if look is None else _view(source, data.scaling),
+            psf_radius_lr_px=source.psf_radius_lr_px, device=resolve_device(execution.device),
+            threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
         history, pace = NO_HISTORY, Pace(found.steps, time.monotonic() - begun)
     else:
         found, history, pace = fit_published(
-            data.lr_msi, data.lr_hsi, config, device=device, threads=threads, progress=progress,
-            state_path=state_path, save_every_s=save_every_s, resume=resume, group=group,
-        )  # fmt: skip
-    hsi = lr_hsi.meta
+            data.lr_msi, data.lr_hsi, config, execution=execution, **paper
+        )
+    hsi = source.lr_hsi.meta
     if not data.used_bands.all():
         hsi = hsi.replace(bad_bands=~data.used_bands)
     checkpoint = Checkpoint(
@@ -395,25 +350,46 @@ def train(
         model_config=found.model_config,
         weights=found.weights,
         train_config=config,
-        srf=srf,
+        srf=source.srf,
         hsi=hsi.replace(provenance=None),
         used_bands=data.used_bands,
         scaling=data.scaling,
         auto_clip=(0.0, 1.0) if data.scaling.is_identity else None,
         scores={"lr_pixels": plan.valid_pixels, **found.scores},
         choice=found.choice,
-        radiometry=radiometry,
-        shift_px=shift_px,
-        shares_extent=shares_extent,
+        radiometry=source.radiometry,
+        shift_px=source.shift_px,
+        shares_extent=source.shares_extent,
         levels=data.levels(),
         provenance=provenance(
             "train",
-            {**config.used_json(), **lr_hsi.choices},
-            {"lr_hsi": identity_of(*lr_hsi.files), **(inputs or {})},
-            earlier=lr_hsi.meta.provenance,
+            {**config.used_json(), **source.lr_hsi.choices},
+            {"lr_hsi": identity_of(*source.lr_hsi.files), **source.inputs},
+            earlier=source.lr_hsi.meta.provenance,
         ),
     )
     return Trained(checkpoint, history, plan, pace)
+
+
+def look_at_sharp(source: Source) -> SharpLook | None:
+    """Return what is seen of an HR-MSI in the LR-HSI's units, where both lie; None for nothing."""
+    look = None if source.hr_msi is None else look_at(source.hr_msi)
+    if look is None:
+        return None
+    if source.radiometry is not None:
+        look = look.corrected(source.radiometry)
+    return look if source.placement is None else look.placed(source.placement)
+
+
+def _view(source: Source, scaling: Scaling) -> View | None:
+    """Return the HR-MSI as a fit through the physics sees it; None without one."""
+    if source.hr_msi is None or source.placement is None:
+        return None
+    known = source.optical or Optical()
+    return View(
+        source.hr_msi, source.placement, scaling, known.psf, known.includes_footprint,
+        source.radiometry,
+    )  # fmt: skip
 
 
 def fit_published(
@@ -421,16 +397,19 @@ def fit_published(
     lr_hsi: FloatPixels,
     config: TrainConfig,
     *,
-    state_path: Path | None = None,
-    **more: Any,
+    execution: Execution,
+    **paper: Unpack[Keeping],
 ) -> tuple[AutoFit, History, Pace]:
     """Fit the published network, by preset paper or by its name under preset auto; see `fit`."""
     published = config.published
     if published is None:
         raise ValueError("the config asks for another model than the published network")
     if config.preset != "paper":
-        state_path = None  # only preset paper resumes
-    fitted = fit(lr_msi, lr_hsi, published, state_path=state_path, **more)
+        paper["state_path"] = None  # only preset paper resumes
+    fitted = fit(
+        lr_msi, lr_hsi, published, device=resolve_device(execution.device),
+        threads=execution.threads, progress=execution.progress, **paper,
+    )  # fmt: skip
     scores = {"epochs": published.epochs, "final_loss": float(fitted.history.loss[-1])}
     found = AutoFit(
         "paper", {"hidden_size": published.hidden_size}, fitted.model.state_dict(), "", scores

@@ -22,12 +22,11 @@ from spectralift_cli.core import pairs
 from spectralift_cli.core.config import InferConfig, to_json
 from spectralift_cli.core.cube import AnyArray
 from spectralift_cli.core.cubeio import CubeReader, CubeWriter, SelectedReader, row_blocks
-from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.engine import Compute, Counts, WriteBehind
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import create_cube, open_cube
 from spectralift_cli.core.formats.arrays import meta_to_json
-from spectralift_cli.core.given import Reading, Storage
+from spectralift_cli.core.given import Execution, Reading, Storage
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.inference import Inference, prepare
 from spectralift_cli.core.jobs.folder import Job, Receipt
@@ -82,10 +81,9 @@ class InferTask:
             check_on_map(reader)
             return prepare(
                 checkpoint, without_dropped(reader, checkpoint.srf), self.config,
-                dtype=self.stored.dtype, scale=self.stored.scale, offset=self.stored.offset,
-                nodata=self.stored.nodata, batch_size=self.batch_size,
-                device=resolve_device(self.device), threads=self.threads,
-                memory_bytes=self.memory_bytes, checks_levels=checks_levels,
+                stored=self.stored, batch_size=self.batch_size,
+                execution=Execution(self.device, self.threads, memory_bytes=self.memory_bytes),
+                checks_levels=checks_levels,
             )  # fmt: skip
         except BaseException:
             reader.close()
