@@ -239,6 +239,21 @@ def test_killed_worker_is_replaced(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
+def test_ctrl_c_does_not_hit_a_worker_that_is_still_starting(
+    folder: Path, server: Server, tmp_path: Path
+) -> None:
+    """The terminal sends it to all processes; the one that was started answers for the others."""
+    process = server.start(*words(folder, tmp_path / "out.npy", "--workers", 2))
+    workers: set[int] = set()
+    wait_for(lambda: workers.update(filter(is_worker, children(process))) or workers)
+    for _ in range(20):
+        os.kill(min(workers), signal.SIGINT)
+        time.sleep(0.01)
+    assert server.wait() == 0, server.said
+    assert "Traceback" not in server.said
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
 def test_workers_end_with_their_killed_parent(
     folder: Path, server: Server, expected: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import json
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +24,18 @@ from spectralift_cli.core.config import InferConfig
 from spectralift_cli.core.cube import AnyArray, Cube, CubeMeta
 from spectralift_cli.core.cubeio import CubeWriter
 from spectralift_cli.core.engine import Counts
-from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
+from spectralift_cli.core.errors import (
+    DataError,
+    OptionError,
+    OutputExistsError,
+    SpectraliftWarning,
+)
 from spectralift_cli.core.formats import open_cube, write_cube
-from spectralift_cli.core.formats.rawio import PAGE
+from spectralift_cli.core.formats.envi import EnviReader
+from spectralift_cli.core.formats.rawio import PAGE, RowFile
 from spectralift_cli.core.inference import prepare
-from spectralift_cli.core.jobs.blocks import InferTask
+from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
+from spectralift_cli.core.jobs.executors import DaskCluster, ThisProcess
 from spectralift_cli.core.jobs.folder import Job, job_path
 from spectralift_cli.core.jobs.plan import BlockGrid, Shard, differences
 from spectralift_cli.core.jobs.sharing import SharedResult, Sharing, infer_shared
@@ -178,6 +191,43 @@ def test_finishing_run_checks_the_blocks_of_others(task: InferTask) -> None:
     assert_same(infer_shared(task, Sharing(shard=Shard(2, 2))), task)
 
 
+@pytest.mark.filterwarnings("ignore:.*beyond what")
+def test_blocks_are_checked_within_the_promised_memory(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many processors could read them back at once."""
+    stored = np.random.default_rng(8).integers(0, 9000, (192, 6000, 3)).astype(np.uint16)
+    write_cube(task.image, Cube.of(stored, nodata=65535, scale=1e-4), overwrite=True)
+    task = with_output(task, "out.zarr", batch_size=4096)
+    half_done(task)
+    monkeypatch.setattr("spectralift_cli.core.footprint.peak_memory_bytes", lambda: 0)
+    monkeypatch.setattr("spectralift_cli.core.jobs.blocks.available_cpus", lambda: 64)
+    at_once, most = 0, 0
+    checked = BlockWorker._stored_crc32
+
+    def counted(self: BlockWorker, block: int) -> int | None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        found = checked(self, block)
+        at_once -= 1
+        return found
+
+    monkeypatch.setattr(BlockWorker, "_stored_crc32", counted)
+    task = replace(task, memory_bytes=54 * 10**6)
+    with contextlib.closing(task.open()) as inference:
+        plan = task.plan(inference)
+        with (
+            Job.join(task.output, plan, must_be_new=False) as job,
+            BlockWorker(task, job, inference) as worker,
+        ):
+            missing = worker.unproven(range(worker.grid.count))
+            assert len(missing) == worker.grid.count // 2 == 6
+            needed_bytes = worker.inference.plan.needed_bytes
+    assert most * 2 * 16 * 6000 * 10 <= needed_bytes < 54 * 10**6
+
+
 def test_changed_input_or_options_are_refused(task: InferTask) -> None:
     job = half_done(task)
     before = bytes_of(job / "data" / "out.npy")
@@ -245,6 +295,167 @@ def test_job_whose_output_was_moved_already_is_cleared_away(task: InferTask) -> 
     for path in (job / "data").iterdir():
         path.unlink()
     assert_same(infer_shared(task, Sharing()), task)
+
+
+def test_worker_that_opens_other_files_than_were_planned_stops(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is started when another has died, or on another host: long after the plan was made."""
+    with contextlib.closing(task.open()) as inference:
+        plan = task.plan(inference)
+    with Job.join(task.output, plan, must_be_new=True) as job:
+        with BlockWorker(task, job):
+            pass
+        with monkeypatch.context() as patch:
+            patch.setattr("spectralift_cli.core.jobs.blocks.__version__", "0")
+            with pytest.raises(DataError, match=r"differs: version$"):
+                BlockWorker(task, job)
+        other = replace(checkpoint_and_msi()[0], scaling=Scaling(0.1, 0.7))
+        save_checkpoint(other, task.model, overwrite=True)
+        with pytest.raises(DataError, match=r"differs: model\.sha256$"):
+            BlockWorker(task, job)
+
+
+def test_workers_elsewhere_are_told_whole_paths(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(task.model.parent)
+    estimate = Path("estimate.json")
+    told: list[InferTask] = []
+
+    class Listening(ThisProcess):
+        def adapted(self, task: InferTask) -> InferTask:
+            told.append(task)
+            return task
+
+    for name in ("model", "image", "output"):
+        task = replace(task, **{name: Path(getattr(task, name).name)})
+    with pytest.raises(DataError, match=r"estimate\.json"):
+        infer_shared(replace(task, estimate=estimate), Sharing(), executor=Listening())
+    paths = (told[0].model, told[0].image, told[0].output, told[0].estimate)
+    assert all(path is not None and path.is_absolute() for path in paths)
+
+
+def test_job_on_a_disk_that_is_gone_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    output = tmp_path / "x.npy"
+    job_path(output).symlink_to(tmp_path / "unmounted" / "job")
+    with pytest.raises(DataError, match=r"is a link to .*unmounted"):
+        Job.join(output, {}, must_be_new=False)
+    assert job_path(output).is_symlink()
+
+
+def test_interrupt_while_files_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that comes as `close` returns: whoever cleans up then closes nothing twice."""
+    job = Job.join(tmp_path / "x.npy", {}, must_be_new=True)
+    file = RowFile(tmp_path / "file", 10)
+    real = os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        raise KeyboardInterrupt
+
+    for leave in (job.leave, file.close):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", close)
+            with pytest.raises(KeyboardInterrupt):
+                leave()
+        leave()
+
+
+def test_job_of_which_the_removal_was_cut_off_leaves_nothing(task: InferTask) -> None:
+    half = job_path(task.output).with_name(f".{job_path(task.output).name}.0123abcd.part")
+    (half / "data").mkdir(parents=True)
+    (half / "data" / "out.npy").write_bytes(bytes(100))
+    infer(task.model, task.image, task.output, batch_size=BATCH)
+    assert not half.exists()
+
+
+class FinishedTask:
+    """Stands for a Dask future."""
+
+    status = "finished"
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> dict[str, Any]:
+        return {}
+
+
+class SilentCluster:
+    """Stands for a Dask client whose only worker comes late and has done everything at once."""
+
+    status = "running"
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[str, Sequence[int]]] = []
+        self._asked = 0
+
+    def nthreads(self) -> dict[str, int]:
+        self._asked += 1
+        return {} if self._asked < 3 else {"worker": 1}
+
+    def submit(
+        self, work: Any, task: Any, folder: str, job: str, blocks: Sequence[int], **more: Any
+    ) -> FinishedTask:
+        self.submitted.append((more["key"], blocks))
+        return FinishedTask()
+
+
+def test_tasks_of_two_runs_on_one_cluster_are_not_taken_for_each_other(task: InferTask) -> None:
+    """Dask gives the one that asks second the result of the first where the keys are the same."""
+    distributed = SimpleNamespace(wait=lambda *_, **__: None)
+    worker: Any = SimpleNamespace(job=SimpleNamespace(id="1", folder=Path("x")), task=task)
+    clients = [SilentCluster(), SilentCluster()]
+    for client, count in zip(clients, (64, 3), strict=True):
+        done: list[int] = []
+        cluster = DaskCluster("tcp://127.0.0.1:1")
+        cluster._client = client
+        with pytest.warns(SpectraliftWarning, match="no workers; this run waits"):
+            cluster._submit_all(distributed, worker, range(count), done.append)
+        assert sorted(done) == list(range(count))
+    first, second = ({key for key, _ in client.submitted} for client in clients)
+    assert not first & second
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nothing_is_read_of_an_image_that_is_closed(
+    task: InferTask, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full while the next rows are being read; GDAL would crash."""
+    for module in ("footprint", "cubeio"):
+        monkeypatch.setattr(f"spectralift_cli.core.{module}.BLOCK_BYTES", 16 * 97 * 6)
+    read, close, write = EnviReader._read, EnviReader.close, RowFile.write
+    reading = 0
+    closed_while: list[int] = []
+
+    def slow_read(self: EnviReader, start: int, stop: int) -> AnyArray:
+        nonlocal reading
+        reading += 1
+        time.sleep(0.1)
+        values = read(self, start, stop)
+        reading -= 1
+        return values
+
+    def watched(self: EnviReader) -> None:
+        closed_while.append(reading)
+        close(self)
+
+    def full(self: RowFile, data: AnyArray, offset: int) -> None:
+        if offset > 128:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data, offset)
+
+    monkeypatch.setattr(EnviReader, "_read", slow_read)
+    monkeypatch.setattr(EnviReader, "close", watched)
+    monkeypatch.setattr(RowFile, "write", full)
+    with pytest.raises(DataError, match="No space"):
+        if shared:
+            infer_shared(task, Sharing(resume=True))
+        else:
+            infer(task.model, task.image, task.output, batch_size=BATCH)
+    assert closed_while
+    assert not any(closed_while)
 
 
 def test_job_that_lacks_its_plan_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

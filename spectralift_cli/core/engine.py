@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -42,10 +42,11 @@ def stream_rows(
     read_rows: int,
     step: int = 1,
     page_offset: Callable[[int], int] | None = None,
-) -> Iterator[tuple[slice, AnyArray]]:
+) -> Generator[tuple[slice, AnyArray], None, None]:
     """Yield (rows, stored values) of a part of the sharp cube from top to bottom.
 
-    The next rows are read while some are computed. What is yielded lives until the second next.
+    The next rows are read while some are computed; close the generator before the reader where it is
+    left early, so that nothing is read any more. What is yielded lives until the second next.
 
     Args:
         reader: the MSI.

@@ -123,6 +123,11 @@ class Footprint:
             cut.workers * self.thread_bytes + groups + read + self.held_bytes + self.written_bytes
         )
 
+    def spare(self, cut: Cut) -> int:
+        """Return how much of what is needed nobody holds while nothing is computed, in bytes."""
+        rooms = 2 * (cut.group + self.step_rows * self.cols) * self.pixel_bytes
+        return self.needed(cut) - cut.workers * self.thread_bytes - rooms - self.held_bytes
+
     def within(self, memory_bytes: int) -> Cut:
         """Return the fastest cut that fits, the program included.
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,8 +260,12 @@ def infer(
         )
         inference = inference.written_by(writer)
         compute = stack.enter_context(inference.computing())
-        with SyncBehind(writer.sync) as sync, WriteBehind(writer.write) as behind:
-            for part, values in inference.stream(compute, slice(0, rows), writer):
+        with (
+            SyncBehind(writer.sync) as sync,
+            WriteBehind(writer.write) as behind,
+            contextlib.closing(inference.stream(compute, slice(0, rows), writer)) as stream,
+        ):
+            for part, values in stream:
                 behind.write(part, values)
                 sync.wrote(values.nbytes)
                 execution.progress(part.stop, rows)
@@ -328,7 +332,7 @@ class Inference:
         rows: slice,
         writer: CubeWriter | None = None,
         reader: CubeReader | None = None,
-    ) -> Iterator[tuple[slice, AnyArray]]:
+    ) -> Generator[tuple[slice, AnyArray], None, None]:
         """Yield (rows, stored values) of a part of the output; see `stream_rows`.
 
         Args:

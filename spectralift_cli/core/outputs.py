@@ -86,7 +86,7 @@ class Staging:
             raise DataError(
                 f"{key}: the folder {parent} does not exist", f"make it first: mkdir -p {parent}"
             )
-        _remove_abandoned(key)
+        remove_abandoned(key)
         self._check_existing()
         self.folder = self._make_folder()
 
@@ -160,7 +160,7 @@ class Staging:
         except BaseException as error:
             self.abort()
             with contextlib.suppress(OSError):
-                _remove_abandoned(self.key)  # a folder that was set aside comes back
+                remove_abandoned(self.key)  # a folder that was set aside comes back
             if isinstance(error, OSError):
                 raise _unwritable(self.key, error) from error
             raise
@@ -311,7 +311,7 @@ def _same_folder(fd: int, folder: Path) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def _remove_abandoned(key: Path) -> None:
+def remove_abandoned(key: Path) -> None:
     """Remove what killed runs left beside `key`; bring back a folder they had set aside."""
     # exactly the names that are made here, so that nobody else's folder is ever touched
     ours = re.compile(rf"\.{re.escape(key.name)}\.(old-)?[0-9a-f]{{8}}((?:\.whole)?\.part)?")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _DIRECT_BYTES = 256 * 2**20
 _LEAST_DIRECT_BYTES = 2**20  # of one write: each waits for the disk
 _ROOM_BYTES = 4 * 2**20
-PAGE = 4096
+# of the file system's blocks and, where those are larger, of the page cache (64 KiB on some ARM)
+PAGE = max(4096, mmap.PAGESIZE)
 
 
 def pread_into(fd: int, buffer: AnyArray, offset: int, path: Path) -> None:
@@ -64,7 +65,9 @@ class RowFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # not for reading: NFS would then fetch a page before it changes a part of it, and send the
+        # whole page back, over what another host has written into it meanwhile
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         self._direct_fd = -1
         try:
             os.ftruncate(self._fd, size)
@@ -132,10 +135,11 @@ class RowFile:
 
     def close(self) -> None:
         """Close the file; harmless when called again."""
-        for fd in (self._fd, self._direct_fd):
+        # forgotten before they are closed: a signal may come in between, and this is called again
+        fds, self._fd, self._direct_fd = (self._fd, self._direct_fd), -1, -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self._fd = self._direct_fd = -1
 
 
 def _open_direct(path: Path) -> int:

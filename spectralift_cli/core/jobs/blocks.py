@@ -38,6 +38,7 @@ from spectralift_cli.core.stages import open_model
 # blocks that are computed and not yet on the disk
 _MOST_UNSETTLED = 4
 _CHECKED_BYTES = 4 * 2**20  # read back at a time
+_CHECK_COPIES = 2  # as it is stored, and in the order of the checksum
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class BlockWorker:
         task: the inference.
         job: joined by this process.
         inference: the open inference, which the caller closes; None to open one here.
+
+    Raises:
+        DataError: what is opened here is not what the job was planned with: a worker that is started
+            late finds other files, one on another host may be of another version.
     """
 
     def __init__(self, task: InferTask, job: Job, inference: Inference | None = None) -> None:
@@ -127,6 +132,8 @@ class BlockWorker:
             contextlib.closing(task.open(checks_levels=False))
         )
         try:
+            if inference is None:
+                job.check_plan(task.plan(self.inference))
             self.writer: CubeWriter = self._stack.enter_context(
                 create_cube(
                     task.output, self.inference.meta, options=task.stored.options,
@@ -191,7 +198,10 @@ class BlockWorker:
                 return None
             return receipt
 
-        with ThreadPoolExecutor(available_cpus()) as pool:
+        plan = self.inference.plan
+        held = _CHECK_COPIES * self._checked_rows() * self.inference.meta.row_bytes
+        threads = min(available_cpus(), plan.footprint.spare(plan.cut) // held)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
             # reading back and checking; the MSI's reader serves one thread only
             receipts = dict(zip(blocks, pool.map(proof, blocks), strict=True))
         for block, receipt in receipts.items():
@@ -203,7 +213,8 @@ class BlockWorker:
         # of a large image the plan knows only the beginning, the middle and the end
         part = self.grid.part(block)
         digest = _HashedRows(self.inference.hr_msi, part)
-        for rows in row_blocks(part.stop - part.start, digest.block_rows):
+        height = min(digest.block_rows, self.inference.plan.cut.read_rows)
+        for rows in row_blocks(part.stop - part.start, height):
             digest.read(slice(part.start + rows.start, part.start + rows.stop))
         if digest.sha256() != receipt.input_sha256:
             raise DataError(
@@ -220,17 +231,19 @@ class BlockWorker:
         part = self.grid.part(block)
         taken = _HashedRows(self.inference.hr_msi, part)
         crc = _Crc32()
-        stream = self.inference.stream(self._compute, part, self.writer, taken)
-        for rows, values in stream:
-            if rows.stop < part.stop:
-                behind.write(rows, values, crc, None)
-                continue
-            counts = self._compute.counts
+        with contextlib.closing(
+            self.inference.stream(self._compute, part, self.writer, taken)
+        ) as stream:
+            for rows, values in stream:
+                if rows.stop < part.stop:
+                    behind.write(rows, values, crc, None)
+                    continue
+                counts = self._compute.counts
 
-            def settle(crc32: int, counts: Counts = counts, block: int = block) -> None:
-                settling.add(block, Receipt(crc32, taken.sha256(), counts))
+                def settle(crc32: int, counts: Counts = counts, block: int = block) -> None:
+                    settling.add(block, Receipt(crc32, taken.sha256(), counts))
 
-            behind.write(rows, values, crc, settle)
+                behind.write(rows, values, crc, settle)
 
     def _write(
         self, rows: slice, values: AnyArray, crc: _Crc32, settle: Callable[[int], None] | None
@@ -249,6 +262,12 @@ class BlockWorker:
         for block, receipt in receipts.items():
             self.job.add_receipt(block, receipt)
 
+    def _checked_rows(self) -> int:
+        """Return how many rows are read back at a time: of whole chunks, where there are some."""
+        step = self.writer.block_rows
+        rows = max(1, _CHECKED_BYTES // self.inference.meta.row_bytes // step) * step
+        return min(rows, self.grid.block_rows)
+
     def _stored_crc32(self, block: int) -> int | None:
         """Return the checksum of a block's stored values, or None where they cannot be read."""
         part = self.grid.part(block)
@@ -258,8 +277,7 @@ class BlockWorker:
                 meta = self.inference.meta
                 if (reader.meta.shape, reader.meta.dtype) != (meta.shape, meta.dtype):
                     return None
-                height = max(reader.row_unit, _CHECKED_BYTES // meta.row_bytes)
-                for rows in row_blocks(part.stop - part.start, height):
+                for rows in row_blocks(part.stop - part.start, self._checked_rows()):
                     crc.update(reader.read(slice(part.start + rows.start, part.start + rows.stop)))
         except DataError:
             return None

@@ -17,6 +17,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -276,7 +277,14 @@ class _Member:
         self.waits = False
         self.never_asked = True
         self._process = context.Process(target=_serve_and_exit, args=(theirs,), daemon=True)
-        self._process.start()
+        # it ignores Ctrl-C as soon as it runs our code; one that comes before must not end it with a
+        # traceback. The tracker of multiprocessing, where it is not running yet, would unblock it
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that its end closes when the process dies
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import secrets
 import threading
 import warnings
 from collections import deque
@@ -171,10 +172,13 @@ class DaskCluster(_Hired):
         except BaseException as failure:  # raised by `run`
             self._failure = failure
 
+    @property
+    def _named(self) -> str:
+        return self._address or f"the scheduler of {self._file}"
+
     def _lost(self) -> DataError:
-        where = self._address or f"the scheduler of {self._file}"
         return DataError(
-            f"{where}: there is no connection to the Dask scheduler",
+            f"{self._named}: there is no connection to the Dask scheduler",
             "start it again, then continue with --resume",
         )
 
@@ -185,6 +189,9 @@ class DaskCluster(_Hired):
         client, job, task = self._client, worker.job, worker.task
         threads = max(1, sum(client.nthreads().values()))
         queue = deque(tasks_of(blocks, threads))
+        # of this run: a task of another one with the same first block may have fewer
+        run = f"spectralift-{job.id}-{secrets.token_hex(4)}"
+        has_waited = False
         under_way: dict[Any, Sequence[int]] = {}
         while queue or under_way:
             if client.status != "running":
@@ -194,11 +201,18 @@ class DaskCluster(_Hired):
                 some = queue.popleft()
                 future = client.submit(
                     ensure_on_cluster, task, str(job.folder), job.id, some, pure=False, retries=3,
-                    key=f"spectralift-{job.id}-{some[0]}",
+                    key=f"{run}-{some[0]}",
                 )  # fmt: skip
                 under_way[future] = some
             with contextlib.suppress(TimeoutError):
                 distributed.wait(list(under_way), timeout=_POLL_S, return_when="FIRST_COMPLETED")
+            if not threads and not has_waited:
+                has_waited = True
+                warnings.warn(
+                    f"{self._named}: the Dask cluster has no workers; this run waits for one",
+                    SpectraliftWarning,
+                    stacklevel=2,
+                )
             for future in [future for future in under_way if future.done()]:
                 some = under_way.pop(future)
                 if future.status in ("cancelled", "lost"):

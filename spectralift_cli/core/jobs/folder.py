@@ -23,7 +23,7 @@ from typing import Any, Self
 from spectralift_cli.core.engine import Counts
 from spectralift_cli.core.errors import DataError, OutputExistsError
 from spectralift_cli.core.jobs.plan import differences
-from spectralift_cli.core.outputs import Staging
+from spectralift_cli.core.outputs import Staging, remove_abandoned
 
 _SCHEMA = "spectralift.job/1"
 _RECEIPT_SCHEMA = "spectralift.receipt/2"
@@ -62,6 +62,8 @@ def refuse_unfinished(output: Path, *, overwrite: bool = False) -> None:
         DataError: it is still being worked on.
     """
     folder = job_path(output)
+    if output.parent.is_dir():
+        remove_abandoned(folder)  # jobs of which the removal was cut off
     if not folder.is_dir():
         return
     if overwrite or _is_spent(folder):
@@ -140,6 +142,17 @@ class Job:
                 raise
             return job
 
+    def check_plan(self, plan: Mapping[str, Any]) -> None:
+        """Refuse to work on the job by another plan.
+
+        Args:
+            plan: what this process would make.
+
+        Raises:
+            DataError: it differs from the job's.
+        """
+        _check_plan(self.folder, plan, _read_json(self.folder / "plan.json"))
+
     def receipt(self, block: int) -> Receipt | None:
         """Return a block's receipt, or None where there is none that can be read."""
         try:
@@ -180,9 +193,10 @@ class Job:
 
     def leave(self) -> None:
         """Let go of the job; harmless when called again."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        # forgotten before it is closed: a signal may come in between, and this is called again then
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
@@ -211,7 +225,16 @@ class Job:
 
 
 def _make(folder: Path, plan: Mapping[str, Any]) -> str | None:
-    """Make a job whole; return its id, or None where another process was faster."""
+    """Make a job whole; return its id, or None where another process was faster.
+
+    Raises:
+        DataError: the place cannot be written.
+    """
+    if folder.is_symlink():
+        raise DataError(
+            f"{folder}: is a link to {folder.readlink()}, where there is no job",
+            "bring back the disk that it lies on, or remove the link and start afresh",
+        )
     try:
         stage = Staging(folder)
     except OutputExistsError:
@@ -340,7 +363,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         DataError: it is damaged.
     """
     with path.open("rb") as file:
-        data = file.read(_JSON_BYTES + 1)
+        # as much as there is: asked for more, Python would first make room for all of it
+        data = file.read(min(os.fstat(file.fileno()).st_size, _JSON_BYTES) + 1)
     try:
         if len(data) > _JSON_BYTES:
             raise ValueError("too large")

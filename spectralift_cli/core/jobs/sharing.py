@@ -185,6 +185,7 @@ def _absolute(task: InferTask) -> InferTask:
         model=task.model.absolute(),
         image=task.image.absolute(),
         output=task.output.absolute(),
+        estimate=task.estimate and task.estimate.absolute(),
         device=str(resolve_device(task.device)),
         reading=replace(task.reading, wavelengths=wavelengths and wavelengths.absolute()),
     )
