@@ -34,6 +34,7 @@ from spectralift_cli.core.formats import open_cube, write_cube
 from spectralift_cli.core.formats.envi import EnviReader
 from spectralift_cli.core.formats.rawio import PAGE, RowFile
 from spectralift_cli.core.inference import prepare
+from spectralift_cli.core.jobs import executors
 from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
 from spectralift_cli.core.jobs.executors import DaskCluster, ThisProcess
 from spectralift_cli.core.jobs.folder import Job, job_path
@@ -581,6 +582,49 @@ def kept_one_step(
         last = item
     if last is not None:
         yield last
+
+
+def test_refusals_come_before_any_work_and_leave_nothing(task: InferTask, spectralift: Run) -> None:
+    folder = task.output.parent
+    words = ("infer", task.model, task.image, "--inference-batch-size", BATCH)
+    before = sorted(folder.iterdir())
+    for code, more, output in (
+        (2, ("--workers", "2"), "other.tif"),
+        (2, ("--shard", "1/2", "--dry-run"), "other.tif"),
+        (2, ("--co", "CHUNK=x", "--dry-run"), "other.zarr"),
+        (3, ("--dry-run",), "nowhere/other.npy"),
+        (2, ("--refine", "--workers", "2"), "other.npy"),
+        (2, ("--refine", "--memory", "1GB"), "other.npy"),
+        (2, ("--uncertainty", "u.npy", "--memory", "1GB"), "other.npy"),
+    ):
+        done = spectralift(*words, *more, "-o", output, cwd=folder)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert [line[:7] for line in done.stderr.splitlines()] == ["error: ", "  hint:"]
+        assert sorted(folder.iterdir()) == before
+
+
+def test_workers_that_the_memory_cannot_hold_are_not_started(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "available_memory_bytes", lambda: 700 * 10**6)
+    with pytest.raises(DataError, match=r"3 workers take 750 MB .* 700 MB are free"):
+        infer_shared(task, Sharing(workers=3))
+    assert not job_path(task.output).exists()
+
+
+def test_a_cluster_that_never_answered_leaves_no_job(
+    task: InferTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed", reason="the extra dask is not installed")
+    monkeypatch.setattr(executors, "_CONNECT_S", 1)
+    file = tmp_path / "scheduler.json"
+    for text in ("\x93NUMPY", "[]", '{"address": 3}', "[" * 99_999):
+        file.write_text(text)
+        with pytest.raises(DataError, match="holds no address"):
+            infer_shared(task, Sharing(scheduler_file=file))
+    with pytest.raises(DataError, match="no Dask scheduler answers there"):
+        infer_shared(task, Sharing(scheduler="tcp://127.0.0.1:1"))
+    assert not job_path(task.output).exists()
 
 
 def test_commands(task: InferTask, spectralift: Run) -> None:

@@ -56,6 +56,8 @@ class Footprint:
         written_bytes: what the writer holds.
         step_rows: rows that are handed to the writer together.
         widest: the cut that nothing but speed decides.
+        passed_bytes: of the most that the program has held so far: what it held for a while, and has
+            given back or still holds as something that is counted here.
     """
 
     chunk: int
@@ -67,6 +69,7 @@ class Footprint:
     written_bytes: int
     widest: Cut
     step_rows: int = 1
+    passed_bytes: int = 0
 
     @classmethod
     def of(
@@ -137,7 +140,7 @@ class Footprint:
         Raises:
             DataError: not even the smallest cut does.
         """
-        program = peak_memory_bytes() + _FIRST_USE_BYTES
+        program = peak_memory_bytes() - self.passed_bytes + _FIRST_USE_BYTES
         cut = self.widest
         while program + self.needed(cut) + cut.workers * _THREAD_BYTES > memory_bytes:
             smaller = self._smaller(cut)

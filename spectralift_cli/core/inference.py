@@ -44,7 +44,7 @@ from spectralift_cli.core.msi_bands import check_bands
 from spectralift_cli.core.output_range import OutputRange, output_meta
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
-from spectralift_cli.core.resources import available_memory_bytes
+from spectralift_cli.core.resources import available_memory_bytes, peak_memory_bytes
 
 if TYPE_CHECKING:
     from spectralift_cli.core.uncertainty.write import UncertaintyResult
@@ -78,6 +78,11 @@ class InferPlan:
     footprint: Footprint
     memory_bytes: int | None
     placement: Placement | None = None
+
+    def after(self, passed_bytes: int) -> InferPlan:
+        """Return the plan after something that held so much more than the program before it."""
+        footprint = dataclasses.replace(self.footprint, passed_bytes=passed_bytes)
+        return dataclasses.replace(self, footprint=footprint)
 
     def written_by(self, writer: CubeWriter) -> InferPlan:
         """Return the plan with what a writer really holds.
@@ -411,10 +416,12 @@ def prepare(
         output=output,
     )  # fmt: skip
     if checks_levels and checkpoint.levels is not None:
+        before = peak_memory_bytes()
         check_levels(
             checkpoint.levels, sample_levels(hr_msi, plan.placement), checkpoint.srf.band_names,
             hr_msi.path, hr_msi.meta.scale, checkpoint.radiometry,
         )  # fmt: skip
+        plan = plan.after(peak_memory_bytes() - before)
     inputs = {"model": checkpoint.identity(), "hr_msi": identity(*hr_msi.files)}
     meta = plan.meta.replace(
         provenance=provenance(

@@ -16,6 +16,7 @@ from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import applied
+from spectralift_cli.core.formats import check_creation
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.given import AnyPath, Execution, Reading, Storage, check_absent
 from spectralift_cli.core.grids import check_on_map
@@ -222,7 +223,13 @@ def plan_infer(
     execution: Execution = Execution(),
     estimate: AnyPath | None = None,
 ) -> InferForecast:
-    """Return what `infer` would write, need and take; the arguments are those of `infer`."""
+    """Return what `infer` would write, need and take; the arguments are those of `infer`.
+
+    Raises:
+        DataError: `infer` would refuse these, too; an output that exists is no reason.
+        OptionError: likewise.
+    """
+    check_absent(Path(output), overwrite=True)
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
@@ -231,6 +238,7 @@ def plan_infer(
             checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
             stored=stored, batch_size=batch_size, execution=execution, output=Path(output),
         )  # fmt: skip
+        check_creation(Path(output), inference.meta.dtype.name, stored.options)
         return InferForecast(inference.plan, inference.trial())
 
 
