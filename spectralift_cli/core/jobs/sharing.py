@@ -185,6 +185,6 @@ def _absolute(task: InferTask) -> InferTask:
         model=task.model.absolute(),
         image=task.image.absolute(),
         output=task.output.absolute(),
-        device=str(resolve_device(task.device)),
+        execution=replace(task.execution, device=str(resolve_device(task.execution.device))),
         reading=replace(task.reading, wavelengths=wavelengths and wavelengths.absolute()),
     )
