@@ -19,7 +19,7 @@ import torch
 
 from spectralift_cli import __version__
 from spectralift_cli.core import pairs
-from spectralift_cli.core.config import InferConfig, to_json
+from spectralift_cli.core.config import InferConfig
 from spectralift_cli.core.cube import AnyArray
 from spectralift_cli.core.cubeio import CubeReader, CubeWriter, SelectedReader, row_blocks
 from spectralift_cli.core.engine import Compute, Counts, WriteBehind
@@ -32,6 +32,7 @@ from spectralift_cli.core.inference import Inference, prepare
 from spectralift_cli.core.jobs.folder import Job, Receipt
 from spectralift_cli.core.jobs.plan import BlockGrid
 from spectralift_cli.core.msi_bands import without_dropped
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.resources import available_cpus
 from spectralift_cli.core.stages import open_model
 

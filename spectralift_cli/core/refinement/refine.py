@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from spectralift_cli.core.config import RefineConfig, to_json
+from spectralift_cli.core.config import RefineConfig
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import provenance
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.refinement.correction import Correction
 from spectralift_cli.core.refinement.images import HeldCube, Sharp, check_images
 from spectralift_cli.core.refinement.outcome import RefineResult
