@@ -24,13 +24,14 @@ from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarni
 from spectralift_cli.core.fitstate import discard_state
 from spectralift_cli.core.fitting import Fitted, fit
 from spectralift_cli.core.formats import open_cube, write_cube
+from spectralift_cli.core.lrpixels import load_pairs
 from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.models.paper import build_paper
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.schedules import learning_rate
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.source import Source
-from spectralift_cli.core.training import load_pairs, train
+from spectralift_cli.core.training import train
 from tests.inverters import forward, random_weights
 
 

@@ -155,14 +155,14 @@ def infer(
             sharing.executor() as executor,
             console.progress(f"infer {image.name}") as progress,
         ):
-            from spectralift_cli.core.given import Reading, Storage
+            from spectralift_cli.core.given import Execution, Reading, Storage
             from spectralift_cli.core.jobs.blocks import InferTask
 
             state = infer_shared(
                 InferTask(
                     model, image, output, config, Storage(dtype, scale, offset, nodata, creation),
                     inference_batch_size, Reading(var, axis_order, None, memory_bytes), overwrite,
-                    device, threads, estimate, memory_bytes,
+                    Execution(device, threads, memory_bytes=memory_bytes), estimate,
                 ),
                 sharing, executor=executor, progress=progress,
             )  # fmt: skip

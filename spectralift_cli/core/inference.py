@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.config import InferConfig, to_json
+from spectralift_cli.core.config import InferConfig
 from spectralift_cli.core.cube import AnyArray, CubeMeta
 from spectralift_cli.core.cubeio import CubeReader, CubeWriter
 from spectralift_cli.core.devices import check_threads, resolve_device
@@ -41,6 +41,7 @@ from spectralift_cli.core.identity import identity, provenance
 from spectralift_cli.core.levels import check_levels, sample_levels
 from spectralift_cli.core.models.base import SpectralModel
 from spectralift_cli.core.msi_bands import check_bands
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.output_range import OutputRange, output_meta
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement

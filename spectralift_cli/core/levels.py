@@ -77,7 +77,8 @@ def _evenly(span: slice, most: int) -> NDArray[np.intp]:
     """Return up to so many indices in the middle of equal parts of a span."""
     count = span.stop - span.start
     parts = min(count, most)
-    return (span.start + (np.arange(parts) + 0.5) * count / max(parts, 1)).astype(np.intp)
+    middles: FloatArray = span.start + (np.arange(parts) + 0.5) * count / max(parts, 1)
+    return middles.astype(np.intp)
 
 
 def check_levels(

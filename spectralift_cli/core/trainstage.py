@@ -349,8 +349,9 @@ def _calibrated(
 
 def plan_train(inputs: TrainInputs | Sequence[TrainInputs], config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
+    from spectralift_cli.core.lrpixels import check_units, load_pairs
     from spectralift_cli.core.pooltraining import open_pool
-    from spectralift_cli.core.training import check_units, load_pairs, plan_training
+    from spectralift_cli.core.training import plan_training
 
     with contextlib.ExitStack() as stack:
         several = check_several(inputs, config)

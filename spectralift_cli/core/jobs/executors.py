@@ -104,7 +104,8 @@ class LocalProcesses(_Hired):
         """Return the task with this process's share of the threads."""
         from spectralift_cli.core.devices import check_threads
 
-        return replace(task, threads=max(1, check_threads(task.threads) // self._count))
+        share = max(1, check_threads(task.execution.threads) // self._count)
+        return replace(task, execution=replace(task.execution, threads=share))
 
     def run(self, worker: BlockWorker, blocks: Sequence[int], done: Done) -> None:
         """Ensure every block; see `Executor`."""
@@ -358,9 +359,10 @@ def ensure_on_cluster(
     torch.set_num_threads(1)  # for good: a thread that set it back would disturb the others
     if not hasattr(_ON_CLUSTER, "held"):
         _ON_CLUSTER.held = _Held()
+    execution = replace(task.execution, threads=task.execution.threads or 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectraliftWarning)
         found: dict[str, Any] = _ON_CLUSTER.held.ensure(
-            replace(task, threads=task.threads or 1), folder, job_id, blocks
+            replace(task, execution=execution), folder, job_id, blocks
         )
     return found

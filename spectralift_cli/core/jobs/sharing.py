@@ -180,6 +180,6 @@ def _absolute(task: InferTask) -> InferTask:
         image=task.image.absolute(),
         output=task.output.absolute(),
         estimate=task.estimate and task.estimate.absolute(),
-        device=str(resolve_device(task.device)),
+        execution=replace(task.execution, device=str(resolve_device(task.execution.device))),
         reading=replace(task.reading, wavelengths=wavelengths and wavelengths.absolute()),
     )

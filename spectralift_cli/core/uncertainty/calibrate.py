@@ -21,11 +21,11 @@ from spectralift_cli.core.fitting import fit
 from spectralift_cli.core.given import ON_PROCESSOR, Execution
 from spectralift_cli.core.holdout import block_splits, inner_pixels
 from spectralift_cli.core.inference import predict
+from spectralift_cli.core.lrpixels import load_pairs
 from spectralift_cli.core.models.base import SpectralModel, build_model
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
-from spectralift_cli.core.training import load_pairs
 from spectralift_cli.core.uncertainty.calibration import (
     Calibration,
     ErrorModel,
