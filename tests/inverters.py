@@ -43,7 +43,7 @@ def make_checkpoint(
         model_config={"hidden_size": hidden},
         weights=random_weights(msi_bands, int(used.sum()), hidden),
         train_config=TrainConfig(preset="paper", hidden_size=hidden, epochs=9),
-        srf=Srf(weights / weights.sum(1, keepdims=True), tuple("abcdefgh"[:msi_bands])),
+        srf=Srf(weights / weights.sum(1, keepdims=True), tuple("abcdefghijkl"[:msi_bands])),
         hsi=CubeMeta(**{"shape": (4, 4, hsi_bands), "dtype": np.dtype("float32"), **hsi}),
         used_bands=used,
         scaling=scaling or Scaling(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectralift_cli.core import auto, stages, trainstage
+from spectralift_cli.core import auto, stages, training, trainstage
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.inference import predict
@@ -67,7 +67,8 @@ def test_the_device_of_the_command_reaches_every_fit(
 
     marked = torch.device("cpu", 0)  # computes as "cpu" does, and is told from it
     monkeypatch.setattr(auto.parts, "fit_nets", spy)
-    monkeypatch.setattr(trainstage, "resolve_device", lambda name: {"here": marked}[name])
+    for module in (trainstage, training):
+        monkeypatch.setattr(module, "resolve_device", lambda name: {"here": marked}[name])
     np.savetxt(tmp_path / "srf.csv", response(2, 6), delimiter=",")
     inputs = stages.TrainInputs(
         lr_hsi=write(tmp_path / "lr.npy", np.clip(image(16, 18, 6), 0, 1)),

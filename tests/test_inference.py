@@ -15,7 +15,6 @@ from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import InferConfig
 from spectralift_cli.core.cube import Cube, CubeMeta
 from spectralift_cli.core.cubeio import CubeReader
-from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import (
     DataError,
     OptionError,
@@ -23,6 +22,7 @@ from spectralift_cli.core.errors import (
     SpectraliftWarning,
 )
 from spectralift_cli.core.formats import open_cube, read_cube, write_cube
+from spectralift_cli.core.given import Execution, Storage
 from spectralift_cli.core.inference import InferResult, infer, predict
 from spectralift_cli.core.operators.scaling import Scaling
 from tests.inverters import forward, make_checkpoint
@@ -81,7 +81,7 @@ def test_bytes_do_not_depend_on_blocks_or_threads(
         monkeypatch.setattr(footprint, "BLOCK_BYTES", block_bytes)
         for name in ("msi.npy", "msi.npy.json"):
             (tmp_path / name).unlink(missing_ok=True)
-        _, result = run(tmp_path, checkpoint, Cube.of(msi), threads=threads)
+        _, result = run(tmp_path, checkpoint, Cube.of(msi), execution=Execution("cpu", threads))
         seen.add(b"".join(path.read_bytes() for path in result.files))
     assert len(seen) == 1
     values = read_cube(tmp_path / "out.npy").values
@@ -98,7 +98,9 @@ def test_output_has_the_msis_place_and_the_hsis_bands(tmp_path: Path) -> None:
     )  # fmt: skip
     msi = Cube.of(random_msi(6, 4, 3), crs=UTM33N, transform=TRANSFORM, band_names=tuple("abc"))
     done: list[tuple[int, int]] = []
-    cube, result = run(tmp_path, checkpoint, msi, progress=lambda *a: done.append(a))
+    cube, result = run(
+        tmp_path, checkpoint, msi, execution=Execution("cpu", progress=lambda *a: done.append(a))
+    )
     meta = cube.meta
     assert (meta.shape, meta.dtype.name, meta.is_scaled) == ((6, 4, 5), "float32", False)
     assert (meta.crs, meta.transform, meta.band_names) == (UTM33N, TRANSFORM, tuple("vwxyz"))
@@ -171,12 +173,12 @@ def test_integer_rules(
     checkpoint, msi = integer_case(dtype, **fields)
     if more.get("nodata") == 99500:  # int16 cannot hold it
         with pytest.raises(DataError, match="99500 cannot occur in int16"):
-            run(tmp_path, checkpoint, msi, config, **more)
+            run(tmp_path, checkpoint, msi, config, stored=Storage(**more))
         more = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        cube, result = run(tmp_path, checkpoint, msi, config, **more)
-    float_units, _ = run(tmp_path, checkpoint, msi, PLAIN, dtype="float64")
+        cube, result = run(tmp_path, checkpoint, msi, config, stored=Storage(**more))
+    float_units, _ = run(tmp_path, checkpoint, msi, PLAIN, stored=Storage("float64"))
     expected, clipped, saturated, moved = by_loop(float_units.values, cube.meta, config.clip_range)
     # folding two maps into one may turn a tie over, by a count and for a few values in a thousand
     difference = np.abs(cube.values.astype(np.int64) - expected.astype(np.int64))
@@ -238,17 +240,17 @@ def test_errors_name_both_sides(tmp_path: Path) -> None:
         run(tmp_path, checkpoint, msi)
     good = Cube.of(random_msi(4, 4, 3))
     with pytest.raises(DataError, match="complex64 is not a type"):
-        run(tmp_path, checkpoint, good, dtype="complex64")
+        run(tmp_path, checkpoint, good, stored=Storage("complex64"))
     with pytest.raises(OptionError, match="do not apply to float32"):
-        run(tmp_path, checkpoint, good, scale=2.0)
+        run(tmp_path, checkpoint, good, stored=Storage(scale=2.0))
     with pytest.raises(DataError, match="batch of 0"):
         run(tmp_path, checkpoint, good, batch_size=0)
     with pytest.raises(DataError, match=r"batches of 1,000,000,000,000 pixels take .* MB are free"):
-        inference.plan_inference(checkpoint, Huge(), batch_size=10**15)
+        inference.plan_inference(checkpoint, Huge(), PLAIN, batch_size=10**15)
     with pytest.raises(DataError, match="not finite"):
         run(tmp_path, checkpoint, Cube.of(np.full((4, 4, 3), 3e38, np.float32)))
     with pytest.warns(SpectraliftWarning, match="which is 1 counts of int16"):
-        run(tmp_path, checkpoint, good, dtype="int16")
+        run(tmp_path, checkpoint, good, stored=Storage("int16"))
     with open_cube(tmp_path / "msi.npy") as reader, pytest.raises(OutputExistsError):
         infer(checkpoint, reader, tmp_path / "out.npy", PLAIN)
 
@@ -270,14 +272,14 @@ def test_cuda_agrees_with_the_processor(dtype: str, tmp_path: Path) -> None:
     msi = 3000 * random_msi(600, 300, 4)
     msi[3, 4] = np.nan
     here, _ = run(tmp_path, checkpoint, Cube.of(msi))
-    there, result = run(tmp_path, checkpoint, Cube.of(msi), device=resolve_device("cuda"))
-    again, _ = run(tmp_path, checkpoint, Cube.of(msi), device=resolve_device("cuda"))
+    there, result = run(tmp_path, checkpoint, Cube.of(msi), execution=Execution("cuda"))
+    again, _ = run(tmp_path, checkpoint, Cube.of(msi), execution=Execution("cuda"))
     assert there.values.tobytes() == again.values.tobytes()
     assert result.holes == 1
     np.testing.assert_allclose(
         there.values.astype(np.float64), here.values, atol=1 if dtype == "int16" else 0.1
     )
     rough, _ = run(tmp_path, checkpoint, Cube.of(msi), InferConfig(clip="none", precision="bf16"),
-                   device=resolve_device("cuda"))  # fmt: skip
+                   execution=Execution("cuda"))  # fmt: skip
     difference = np.abs(rough.values.astype(np.float64) - here.values)
     assert 1 < np.nanmax(difference) < 0.02 * np.nanmax(np.abs(here.values.astype(np.float64)))

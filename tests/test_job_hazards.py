@@ -31,7 +31,7 @@ from spectralift_cli.core.jobs.executors import DaskCluster, ThisProcess
 from spectralift_cli.core.jobs.folder import Job, job_path
 from spectralift_cli.core.jobs.sharing import Sharing, infer_shared
 from spectralift_cli.core.operators.scaling import Scaling
-from spectralift_cli.core.stages import infer
+from spectralift_cli.core.stages import Execution, infer
 from tests.test_jobs import (
     BATCH,
     SHARED,
@@ -73,7 +73,7 @@ def test_blocks_are_checked_within_the_promised_memory(
         return found
 
     monkeypatch.setattr(BlockWorker, "_stored_crc32", counted)
-    task = replace(task, memory_bytes=54 * 10**6)
+    task = replace(task, execution=Execution("cpu", memory_bytes=54 * 10**6))
     with contextlib.closing(task.open()) as inference:
         plan = task.plan(inference)
         with (

@@ -26,12 +26,13 @@ from spectralift_cli.core.errors import (
 from spectralift_cli.core.formats import open_cube, write_cube
 from spectralift_cli.core.formats.rawio import PAGE
 from spectralift_cli.core.inference import prepare
+from spectralift_cli.core.jobs import executors
 from spectralift_cli.core.jobs.blocks import InferTask
 from spectralift_cli.core.jobs.folder import Job, job_path
 from spectralift_cli.core.jobs.plan import BlockGrid, Shard, differences
 from spectralift_cli.core.jobs.sharing import SharedResult, Sharing, infer_shared
 from spectralift_cli.core.operators.scaling import Scaling
-from spectralift_cli.core.stages import Storage, infer
+from spectralift_cli.core.stages import Execution, Storage, infer
 from tests.conftest import Run
 from tests.inverters import make_checkpoint
 
@@ -318,7 +319,9 @@ def test_any_rows_are_those_of_the_whole(
         whole = prepare(checkpoint, reader, InferConfig(), batch_size=6000)
         batch = data.draw(st.integers(50, 700))
         parts = prepare(checkpoint, reader, InferConfig(), batch_size=batch)
-        one = prepare(checkpoint, reader, InferConfig(), batch_size=batch, threads=1)
+        one = prepare(
+            checkpoint, reader, InferConfig(), batch_size=batch, execution=Execution("cpu", 1)
+        )
         with one.computing() as compute:
             expected = np.concatenate([v.copy() for _, v in one.stream(compute, slice(0, 60))])
             total = compute.counts
@@ -376,6 +379,49 @@ def kept_one_step(
         last = item
     if last is not None:
         yield last
+
+
+def test_refusals_come_before_any_work_and_leave_nothing(task: InferTask, spectralift: Run) -> None:
+    folder = task.output.parent
+    words = ("infer", task.model, task.image, "--inference-batch-size", BATCH)
+    before = sorted(folder.iterdir())
+    for code, more, output in (
+        (2, ("--workers", "2"), "other.tif"),
+        (2, ("--shard", "1/2", "--dry-run"), "other.tif"),
+        (2, ("--co", "CHUNK=x", "--dry-run"), "other.zarr"),
+        (3, ("--dry-run",), "nowhere/other.npy"),
+        (2, ("--refine", "--workers", "2"), "other.npy"),
+        (2, ("--refine", "--memory", "1GB"), "other.npy"),
+        (2, ("--uncertainty", "u.npy", "--memory", "1GB"), "other.npy"),
+    ):
+        done = spectralift(*words, *more, "-o", output, cwd=folder)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert [line[:7] for line in done.stderr.splitlines()] == ["error: ", "  hint:"]
+        assert sorted(folder.iterdir()) == before
+
+
+def test_workers_that_the_memory_cannot_hold_are_not_started(
+    task: InferTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "available_memory_bytes", lambda: 700 * 10**6)
+    with pytest.raises(DataError, match=r"3 workers take 750 MB .* 700 MB are free"):
+        infer_shared(task, Sharing(workers=3))
+    assert not job_path(task.output).exists()
+
+
+def test_a_cluster_that_never_answered_leaves_no_job(
+    task: InferTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed", reason="the extra dask is not installed")
+    monkeypatch.setattr(executors, "_CONNECT_S", 1)
+    file = tmp_path / "scheduler.json"
+    for text in ("\x93NUMPY", "[]", '{"address": 3}', "[" * 99_999):
+        file.write_text(text)
+        with pytest.raises(DataError, match="holds no address"):
+            infer_shared(task, Sharing(scheduler_file=file))
+    with pytest.raises(DataError, match="no Dask scheduler answers there"):
+        infer_shared(task, Sharing(scheduler="tcp://127.0.0.1:1"))
+    assert not job_path(task.output).exists()
 
 
 def test_commands(task: InferTask, spectralift: Run) -> None:

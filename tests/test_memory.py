@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,11 +14,13 @@ import pytest
 
 from spectralift_cli.core.checkpoint import save_checkpoint
 from spectralift_cli.core.cube import Cube
-from spectralift_cli.core.formats import write_cube
+from spectralift_cli.core.footprint import Footprint
+from spectralift_cli.core.formats import open_cube, write_cube
 from spectralift_cli.core.operators.scaling import Scaling
 from tests.bench.harness import measure
 from tests.inverters import make_checkpoint
 
+MSI_BANDS = 12  # rows that are read ahead take more than the promise leaves for them
 ROWS, COLS, BANDS = 18, 60_000, 100  # a row of the output has 12 MB, the whole 216 MB
 
 
@@ -25,10 +28,12 @@ ROWS, COLS, BANDS = 18, 60_000, 100  # a row of the output has 12 MB, the whole 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     checkpoint = make_checkpoint(
-        BANDS, 4, hidden=16, scaling=Scaling(0.1, 0.8), dtype=np.dtype("int16"), scale=1e-4
+        BANDS, MSI_BANDS, hidden=16, scaling=Scaling(0.1, 0.8), dtype=np.dtype("int16"), scale=1e-4
     )
-    save_checkpoint(checkpoint, folder / "model.safetensors")
-    stored = np.random.default_rng(1).integers(0, 9000, (ROWS, COLS, 4)).astype(np.uint16)
+    # known levels: those of the image are compared with them before anything is computed
+    levels = np.tile(0.9 * np.array([0.01, 0.25, 0.5, 0.75, 0.99]), (MSI_BANDS, 1))
+    save_checkpoint(dataclasses.replace(checkpoint, levels=levels), folder / "model.safetensors")
+    stored = np.random.default_rng(1).integers(0, 9000, (ROWS, COLS, MSI_BANDS)).astype(np.uint16)
     write_cube(folder / "msi.npy", Cube.of(stored, scale=1e-4))
     return folder
 
@@ -78,6 +83,19 @@ def test_promise_holds_for_a_writer_that_buffers(folder: Path, least_mb: int) ->
     code, said, peak_mb = infer(folder, "-o", folder / "x.tif", "--memory", f"{promised}MB")
     assert code == 0, said
     assert peak_mb <= promised
+
+
+def test_promise_counts_the_blocks_that_gdal_keeps(tmp_path: Path) -> None:
+    with open_cube(
+        write_cube(tmp_path / "x.tif", Cube.of(np.ones((64, 48, 4), np.uint16)))[0]
+    ) as image:
+        assert image.held_bytes == image.meta.nbytes
+        footprint = Footprint.of(
+            make_checkpoint(BANDS, 4).empty_model(), image, image.meta, chunk=512, workers=1
+        )
+    without = dataclasses.replace(footprint, held_bytes=0)
+    cut = footprint.widest
+    assert footprint.needed(cut) - without.needed(cut) == 64 * 48 * 4 * 2
 
 
 def test_dry_run_tells_size_memory_and_time(folder: Path) -> None:

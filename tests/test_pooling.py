@@ -24,9 +24,10 @@ from spectralift_cli.core.drawing import Drawing, keys_of
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
 from spectralift_cli.core.formats import open_cube, write_cube
 from spectralift_cli.core.holdout import Places, block_splits
-from spectralift_cli.core.pooling import Source, check_pool, load_pool
+from spectralift_cli.core.pooling import check_pool, load_pool
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sharplook import SharpLook, pooled
+from spectralift_cli.core.source import Source
 from tests.test_training import even_srf
 
 FAST = TrainConfig(effort="fast")

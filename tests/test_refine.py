@@ -24,6 +24,7 @@ from spectralift_cli.core.refinement.optics import Optical, Optics
 from spectralift_cli.core.refinement.outcome import RefineResult
 from spectralift_cli.core.refinement.posterior import Gram, Prior
 from spectralift_cli.core.refinement.refine import refine
+from spectralift_cli.core.refinement.relation import Images, Relation
 from spectralift_cli.core.refinement.signal import SignalSpace, multiply, noise_in_axes
 from spectralift_cli.core.refinement.weights import weights
 from spectralift_cli.core.sensors.response import Srf
@@ -294,7 +295,7 @@ def run(
     ):  # fmt: skip
         placement = Placement((18, 18), (72, 72), (4.0, 4.0), origin_px)
         return refine(
-            cube, lr, msi, srf, placement, output, config, optical=Optical(kernel), **rest  # type: ignore[arg-type]
+            Images(cube, lr, msi, Relation(srf, placement, Optical(kernel))), output, config, **rest  # type: ignore[arg-type]
         )  # fmt: skip
 
 

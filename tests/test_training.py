@@ -24,12 +24,14 @@ from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarni
 from spectralift_cli.core.fitstate import discard_state
 from spectralift_cli.core.fitting import Fitted, fit
 from spectralift_cli.core.formats import open_cube, write_cube
+from spectralift_cli.core.lrpixels import load_pairs
 from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.models.paper import build_paper
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.schedules import learning_rate
 from spectralift_cli.core.sensors.response import Srf
-from spectralift_cli.core.training import load_pairs, train
+from spectralift_cli.core.source import Source
+from spectralift_cli.core.training import train
 from tests.inverters import forward, random_weights
 
 
@@ -66,7 +68,8 @@ def test_network_is_the_formula(precision: str) -> None:
         np.testing.assert_allclose(model(torch.tensor(x)), expected, atol=2e-6 * span)
     kernel = model.kernel(50, precision)
     tolerance = 2e-6 if precision == "fp32" else 0.02
-    np.testing.assert_allclose(kernel(torch.tensor(x)), expected, atol=tolerance * span)
+    found = kernel(torch.tensor(x))[:, :191]  # the rest makes the product fast
+    np.testing.assert_allclose(found, expected, atol=tolerance * span)
 
 
 def test_weights_start_glorot_uniform() -> None:
@@ -282,8 +285,10 @@ def test_train_makes_a_checkpoint(tmp_path: Path) -> None:
     with open_cube(path) as reader, warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectraliftWarning)
         trained = train(
-            reader, even_srf(), TrainConfig(preset="paper", epochs=3), announce=lambda plan: announced.append(str(plan))
-        )  # fmt: skip
+            Source(reader, even_srf()),
+            TrainConfig(preset="paper", epochs=3),
+            announce=lambda plan: announced.append(str(plan)),
+        )
     checkpoint = trained.checkpoint
     assert announced == [
         "model paper: 3 -> 11 of 12 bands, 21,771 parameters, 30 LR pixels, 3 epochs of 1 step"

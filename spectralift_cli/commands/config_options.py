@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from spectralift_cli.core.config import SYNONYMS, Option, options_of
+from spectralift_cli.core.optionfields import SYNONYMS, Option, options_of
 
 
 def is_config(annotation: Any) -> bool:

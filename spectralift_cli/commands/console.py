@@ -22,8 +22,8 @@ from typing import Annotated, Any
 import typer
 
 from spectralift_cli.commands import config_options
-from spectralift_cli.core.config import options_of
 from spectralift_cli.core.errors import CheckFailedError, SpectraliftWarning
+from spectralift_cli.core.optionfields import options_of
 
 _PLAIN_INTERVAL_S = 10.0
 _COMMON = "Common options"

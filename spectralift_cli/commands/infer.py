@@ -11,6 +11,7 @@ import typer
 from spectralift_cli.commands import options
 from spectralift_cli.commands.console import Console, Result, command, table
 from spectralift_cli.core.config import InferConfig
+from spectralift_cli.core.errors import OptionError
 
 if TYPE_CHECKING:
     from spectralift_cli.core.inference import InferResult
@@ -106,8 +107,8 @@ def infer(
             rich_help_panel=options.RUN,
             show_default="what speed asks for, whatever the size of the image",
             help="Most memory that a process may hold, Python and PyTorch included, like 600MB or 2GB: "
-            "what needs more is refused. Less is slower, with the same bytes. Kept on --device cpu, "
-            "without --refine and --uncertainty.",
+            "what needs more is refused. Less is slower, with the same bytes. Kept on --device cpu; "
+            "not with --refine or --uncertainty.",
         ),
     ] = None,
     co: options.CreationOptions = None,
@@ -131,30 +132,37 @@ def infer(
     shared = (workers, share, scheduler, scheduler_file) != (None,) * 4 or resume
     if not refine and (lr_hsi or psf_file):
         raise typer.BadParameter("--lr-hsi and --psf-file say how to refine: give --refine, too")
-    if shared and (refine or uncertainty):
-        raise typer.BadParameter(
-            f"--{'refine' if refine else 'uncertainty'} does not apply to a job that is shared or "
-            "resumed"
+    more = "--refine" if refine else "--uncertainty" if uncertainty else None
+    if more is not None and (shared or memory_bytes is not None):
+        what = "a job that is shared or resumed" if shared else "--memory: it holds more at a time"
+        raise OptionError(
+            f"{more} does not go with {what}",
+            "infer without it, then spectralift refine" if refine else "leave one of them out",
         )
-
-    if shared and not dry_run:
+    if shared:
+        from spectralift_cli.core.formats import check_shares_rows
         from spectralift_cli.core.jobs.plan import Shard
-        from spectralift_cli.core.jobs.sharing import Sharing, infer_shared
+        from spectralift_cli.core.jobs.sharing import Sharing
 
         sharing = Sharing(workers, share and Shard(*share), scheduler, scheduler_file, resume)
+        check_shares_rows(output)
+
+    if shared and not dry_run:
+        from spectralift_cli.core.jobs.sharing import infer_shared
+
         # who helps is started now and imports PyTorch while this process does
         with (
             sharing.executor() as executor,
             console.progress(f"infer {image.name}") as progress,
         ):
-            from spectralift_cli.core.given import Reading, Storage
+            from spectralift_cli.core.given import Execution, Reading, Storage
             from spectralift_cli.core.jobs.blocks import InferTask
 
             state = infer_shared(
                 InferTask(
                     model, image, output, config, Storage(dtype, scale, offset, nodata, creation),
                     inference_batch_size, Reading(var, axis_order, None, memory_bytes), overwrite,
-                    device, threads, estimate, memory_bytes,
+                    Execution(device, threads, memory_bytes=memory_bytes), estimate,
                 ),
                 sharing, executor=executor, progress=progress,
             )  # fmt: skip

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectralift_cli.core.config import TrainConfig, from_json, to_json
+from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import BoolArray, CubeMeta, FloatArray
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats.arrays import meta_from_json, meta_to_json
 from spectralift_cli.core.levels import PERCENTS
 from spectralift_cli.core.models.base import SpectralModel, build_model
 from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.optionfields import from_json, to_json
 from spectralift_cli.core.outputs import write_bytes
 from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.sensors.response import Srf

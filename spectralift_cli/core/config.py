@@ -1,56 +1,20 @@
 """Every option and its default, once: frozen dataclasses that commands, configs and files share.
 
-Each field carries an `Option` with its help, unit and bounds. The command line makes its options
-from them, `run` validates config files against them, and checkpoints and scenes carry them. This
-module imports only the standard library.
+Each field carries an `Option` with its help, unit and bounds (`optionfields`). The command line makes
+its options from them, `run` validates config files against them, and checkpoints and scenes carry
+them. This module imports only the standard library.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from spectralift_cli.core.errors import DataError, OptionError
 from spectralift_cli.core.operators import PSFS
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Option:
-    """What a user is told of one field.
-
-    Args:
-        help: one line; unit, bounds and default are added to it from here.
-        unit: of the value, or "".
-        low: smallest value, or None.
-        high: largest value, or None.
-        choices: the values it may take, for a text or an integer, or ().
-        allow_inf: whether positive infinity is meaningful (an SNR without noise).
-        panel: heading it stands under in help, or "".
-        later: added after files were written: left out of JSON where it has its default, so that
-            what does not use it keeps its bytes.
-    """
-
-    help: str
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str | int, ...] = ()
-    allow_inf: bool = False
-    panel: str = ""
-    later: bool = False
-
-
-def _option(default: Any, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"option": Option(text, **more)})
-
-
-# `paper` and `published` mean the same wherever either is a value
-SYNONYMS = {"paper": "published", "published": "paper"}
+from spectralift_cli.core.optionfields import canonical, check, option, options_of, to_json
 
 PROTOCOLS = ("physical", "published")
 PRESETS = ("auto", "paper")
@@ -78,41 +42,41 @@ SCHEDULE_OPTIONS = {
 class SynthConfig:
     """How a cube is degraded into an LR-HSI and an HR-MSI (reference: HyperBench 0.1.0)."""
 
-    protocol: str = _option(
+    protocol: str = option(
         "physical",
         "physical: reflected borders, exact block means, true wavelengths; published: HyperBench's",
         choices=PROTOCOLS,
     )
-    psf_type: str = _option("gaussian", "shape of the point spread function", choices=tuple(PSFS))
-    sigma: float = _option(3.4, "width of the PSF", unit="HR pixels", low=1e-3, high=1e3)
-    kernel_size: int = _option(
+    psf_type: str = option("gaussian", "shape of the point spread function", choices=tuple(PSFS))
+    sigma: float = option(3.4, "width of the PSF", unit="HR pixels", low=1e-3, high=1e3)
+    kernel_size: int = option(
         7, "half width n of the PSF kernel, which is 2n+1 wide", unit="HR pixels", low=0, high=512
     )
-    downsample_ratio: int = _option(4, "HR pixels to one LR pixel along a side", low=1, high=1024)
-    snr_spatial: float = _option(
+    downsample_ratio: int = option(4, "HR pixels to one LR pixel along a side", low=1, high=1024)
+    snr_spatial: float = option(
         35.0, "SNR of the LR-HSI, inf for none", unit="dB", low=-50, high=300, allow_inf=True
     )
-    snr_spectral: float = _option(
+    snr_spectral: float = option(
         40.0, "SNR of the HR-MSI, inf for none", unit="dB", low=-50, high=300, allow_inf=True
     )
-    num_msi_bands: int = _option(
+    num_msi_bands: int = option(
         4,
         "bands of the MSI: 1 pan, 3 and 4 IKONOS, 8 WorldView-2, 16 WorldView-3",
         choices=(1, 3, 4, 8, 16),
     )
-    fwhm_factor: float = _option(
+    fwhm_factor: float = option(
         4.2, "an SRF's Gaussian std is (high edge - low edge) / factor", low=1e-3, high=1e3
     )
-    seed: int = _option(42, "seed of the noise", low=0, high=2**32 - 1)
-    boundary: str | None = _option(
+    seed: int = option(42, "seed of the noise", low=0, high=2**32 - 1)
+    boundary: str | None = option(
         None, "borders of the blur (by protocol: reflect, zero)", choices=("reflect", "zero")
     )
-    srf_wavelengths: str | None = _option(
+    srf_wavelengths: str | None = option(
         None,
         "wavelengths the SRF is laid over (by protocol: true, invented)",
         choices=("true", "invented"),
     )
-    drop_uncovered_bands: bool = _option(
+    drop_uncovered_bands: bool = option(
         False, "drop MSI bands that the cube's wavelengths cover less than half"
     )
 
@@ -143,31 +107,31 @@ class TrainConfig:
             uncertainty of a model is asked for that cannot be calibrated.
     """
 
-    preset: str = _option(
+    preset: str = option(
         "auto", "auto: fits several models and weighs them on held-out LR pixels; paper: the "
         "published network and training (also called published)", choices=PRESETS,
     )  # fmt: skip
-    model: str | None = _option(
+    model: str | None = option(
         None, "the one model that auto fits (default: it chooses)", choices=AUTO_MODELS
     )
-    effort: str = _option("default", "time that auto trades for accuracy", choices=EFFORTS)
-    lr_schedule: str = _option("one_cycle", "learning rate schedule", choices=SCHEDULES)
-    init_lr: float = _option(1e-3, "learning rate at the start", low=0, high=10)
-    max_lr: float = _option(1e-2, "largest learning rate", low=0, high=10)
-    final_lr: float = _option(1e-6, "learning rate at the end of one_cycle", low=0, high=10)
-    min_lr: float = _option(1e-6, "lowest learning rate of cosine_restart", low=0, high=10)
-    num_restarts: int = _option(2, "periods of cosine_restart", low=1, high=100_000)
-    epochs: int = _option(2500, "passes over the LR pixels", low=1, high=10_000_000)
-    hidden_size: int = _option(64, "width of the hidden layers", low=1, high=8192)
-    training_batch_size: int | None = _option(
+    effort: str = option("default", "time that auto trades for accuracy", choices=EFFORTS)
+    lr_schedule: str = option("one_cycle", "learning rate schedule", choices=SCHEDULES)
+    init_lr: float = option(1e-3, "learning rate at the start", low=0, high=10)
+    max_lr: float = option(1e-2, "largest learning rate", low=0, high=10)
+    final_lr: float = option(1e-6, "learning rate at the end of one_cycle", low=0, high=10)
+    min_lr: float = option(1e-6, "lowest learning rate of cosine_restart", low=0, high=10)
+    num_restarts: int = option(2, "periods of cosine_restart", low=1, high=100_000)
+    epochs: int = option(2500, "passes over the LR pixels", low=1, high=10_000_000)
+    hidden_size: int = option(64, "width of the hidden layers", low=1, high=8192)
+    training_batch_size: int | None = option(
         None, "LR pixels a step (default: all of them)", low=1, high=2**31 - 1
     )
-    seed: int = _option(42, "seed of the weights and the order of pixels", low=0, high=2**63 - 1)
-    max_pixels: int | None = _option(
+    seed: int = option(42, "seed of the weights and the order of pixels", low=0, high=2**63 - 1)
+    max_pixels: int | None = option(
         None, "LR pixels to train on, drawn by the seed where there are more (default: all of them)",
         low=2, high=2**31 - 1, later=True,
     )  # fmt: skip
-    uncertainty: bool = _option(
+    uncertainty: bool = option(
         False, "calibrate what infer --uncertainty writes, by some more fits to parts of the LR "
         "pixels: several times the time",
     )  # fmt: skip
@@ -251,12 +215,12 @@ class TrainConfig:
 class InferConfig:
     """What determines the values of a sharp cube, besides the model and the image."""
 
-    clip: str = _option(
+    clip: str = option(
         "auto", "auto, none, or LO,HI in units; auto: [0, 1] where the data are already scaled, "
         "else the output type's range",
     )  # fmt: skip
-    precision: str = _option("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
-    drop_bad_bands: bool = _option(
+    precision: str = option("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    drop_bad_bands: bool = option(
         False, "leave out the bands that training left out, instead of filling them with nodata"
     )
 
@@ -274,19 +238,19 @@ class InferConfig:
 class RefineConfig:
     """What determines how far a cube is made to agree with both images."""
 
-    strength: float = _option(
+    strength: float = option(
         32.0,
         "variance of single pixels' errors over that of LR pixels', raised up to 8 times until "
         "the LR-HSI is met",
         low=1e-3,
         high=1e6,
     )
-    components: int | None = _option(
+    components: int | None = option(
         None, "of the LR-HSI's signal (default: those beyond its noise, up to 20)", low=1, high=200
     )
-    trust_psf: bool = _option(False, "take the given PSF as it is, also where the images disagree")
-    ungated: bool = _option(False, "apply the refinement whatever held-out LR pixels say")
-    clip: str = _option(
+    trust_psf: bool = option(False, "take the given PSF as it is, also where the images disagree")
+    ungated: bool = option(False, "apply the refinement whatever held-out LR pixels say")
+    clip: str = option(
         "auto", "auto, none, or LO,HI in units; auto: [0, 1] where a floating cube lies within it, "
         "else the output type's range",
     )  # fmt: skip
@@ -305,15 +269,15 @@ class RefineConfig:
 class MetricsConfig:
     """Which conventions the scores follow."""
 
-    mode: str = _option(
+    mode: str = option(
         "standard",
         "standard: float, stated data range; published: sewar 0.4.6's formulas",
         choices=("standard", "published"),
     )
-    ratio: float | None = _option(
+    ratio: float | None = option(
         None, "LR to HR pixel size in ERGAS (default: the scene's, else 4)", low=1e-3, high=1e6
     )
-    data_range: float | None = _option(
+    data_range: float | None = option(
         None, "peak-to-peak range for PSNR and SSIM, in units (default: 1 for data in [0, 1], "
         "else the reference's own)", low=1e-30, high=1e30,
     )  # fmt: skip
@@ -344,12 +308,12 @@ class MetricsConfig:
 class ReportConfig:
     """How a report looks."""
 
-    title: str | None = _option(None, "heading of the page (default: what was fused)")
-    image_size: int = _option(
+    title: str | None = option(None, "heading of the page (default: what was fused)")
+    image_size: int = option(
         384, "longest side of a picture; of larger images every n-th row and column is shown",
         unit="pixels", low=32, high=2048,
     )  # fmt: skip
-    points: int = _option(6, "pixels whose spectra are drawn", low=0, high=24)
+    points: int = option(6, "pixels whose spectra are drawn", low=0, high=24)
 
     def __post_init__(self) -> None:
         check(self)
@@ -359,22 +323,22 @@ class ReportConfig:
 class QuicklookConfig:
     """How a cube is drawn in colour."""
 
-    rgb: str | None = _option(
+    rgb: str | None = option(
         None, "red, green, blue (or one for grey) in nanometres, for example 650,550,450 (default: "
         "CIE true colour, or false colour where the cube lacks the visible)",
     )  # fmt: skip
-    bands: str | None = _option(
+    bands: str | None = option(
         None, "red, green, blue (or one for grey) as bands, which count from 1: 29,19,9"
     )
-    stretch: str = _option(
+    stretch: str = option(
         "2,98", "percentiles of the valid pixels that become black and white, of each colour its own, "
         "which takes out haze and the colour of the light",
     )  # fmt: skip
-    one_stretch: bool = _option(
+    one_stretch: bool = option(
         False,
         "stretch red, green and blue alike, which keeps the colours of reflectance as they are",
     )
-    max_size: int = _option(
+    max_size: int = option(
         2048, "longest side of the picture; larger images are reduced by a whole factor",
         unit="pixels", low=1, high=8192,
     )  # fmt: skip
@@ -411,76 +375,3 @@ def _clip_range(clip: str) -> tuple[float, float] | None:
             f"clip {clip!r} is neither auto, none nor a range", "give LO,HI with LO < HI"
         )
     return low, high
-
-
-def canonical(value: str, choices: tuple[str, ...]) -> str:
-    """Return `value`, or its synonym where only that one is a choice."""
-    return SYNONYMS[value] if value not in choices and SYNONYMS.get(value) in choices else value
-
-
-def options_of(config: type[Any]) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
-    """Return the fields of a config class with their options, by name."""
-    return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(config)}
-
-
-def check(config: Any) -> None:
-    """Check every field of a config against its bounds and choices.
-
-    Raises:
-        DataError: a value is outside, with the value and the bounds.
-    """
-    for name, (_, option) in options_of(type(config)).items():
-        value = getattr(config, name)
-        label = name.replace("_", "-")
-        if value is None:
-            continue
-        if option.choices and value not in option.choices:
-            raise DataError(
-                f"{label} is {value!r}, which is not a choice",
-                f"choose from {', '.join(map(str, option.choices))}",
-            )
-        if option.low is None or option.high is None:
-            continue
-        if option.allow_inf and value == math.inf:
-            continue
-        if not option.low <= value <= option.high:  # also catches NaN
-            raise DataError(
-                f"{label} is {value}, outside {option.low:g} to {option.high:g} {option.unit}".rstrip(),
-                "choose a finite value within the bounds",
-            )
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """Return a config as a JSON object; infinity becomes the text "inf"."""
-    options = options_of(type(config))
-    return {
-        key: "inf" if isinstance(value, float) and math.isinf(value) else value
-        for key, value in dataclasses.asdict(config).items()
-        if not (options[key][1].later and value == options[key][0].default)
-    }
-
-
-def from_json(config: type[_T], fields: Mapping[str, Any], source: object) -> _T:
-    """Return the config that `to_json` wrote, checked by type, bound and name.
-
-    Raises:
-        DataError: an unknown key (with its nearest neighbour) or a value of the wrong type.
-    """
-    import difflib
-
-    from pydantic import TypeAdapter, ValidationError
-
-    known = options_of(config)
-    for key in fields:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-            raise DataError(f"{source}: unknown key {key!r}", hint)
-    try:
-        return TypeAdapter(config).validate_python(dict(fields))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{source}: {where} is {first['input']!r:.80}: {first['msg']}", "mend the value"
-        ) from error

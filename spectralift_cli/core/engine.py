@@ -26,7 +26,7 @@ from spectralift_cli.core.cube import AnyArray, BoolArray, CubeMeta, to_units
 from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.devices import Workers, on_device
 from spectralift_cli.core.formats.rawio import PAGE
-from spectralift_cli.core.models.base import SpectralModel
+from spectralift_cli.core.models.base import SpectralModel, row_width
 from spectralift_cli.core.output_range import OutputRange
 from spectralift_cli.core.placement import Placement
 
@@ -235,6 +235,12 @@ class Engine:
                 if device.type == "cpu"
                 else [torch.zeros(shape, device=device) for _ in range(count)]
             )
+            self._bands = model.hsi_bands
+            self._narrow = [
+                torch.empty((chunk, self._bands), device=device)
+                for _ in range(count)
+                if row_width(self._bands) > self._bands
+            ]
             self._outputs = [
                 torch.empty((chunk, model.hsi_bands), pin_memory=True) if pinned else None
                 for _ in range(count)
@@ -285,7 +291,8 @@ class Engine:
         on_device = self._on_device[worker]
         if on_device is not given:
             on_device.copy_(given, non_blocking=True)
-        return self._kernels[worker](on_device)
+        spectra = self._kernels[worker](on_device)
+        return self._narrow[worker].copy_(spectra[:, : self._bands]) if self._narrow else spectra
 
     def fetch(self, worker: int, spectra: Tensor) -> NDArray[np.float32]:
         """Return spectra (n, B) as an array on the host that lives until the worker's next call."""

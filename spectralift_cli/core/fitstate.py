@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectralift_cli.core.config import TrainConfig, to_json
+from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.errors import DataError
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.outputs import write_bytes
 from spectralift_cli.core.tensorfile import dump_tensors, load_tensors
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -266,6 +266,15 @@ class _Trainer:
 
     def _lane_count(self, count: int) -> int:
         return lane_count(count, self.weights.numel(), self.weights.device)
+
+
+class Keeping(TypedDict, total=False):
+    """How a fit's state is kept and who takes part in it: arguments of `fit`, described there."""
+
+    state_path: Path | None
+    save_every_s: float
+    resume: bool
+    group: Group | None
 
 
 def fit(

@@ -10,7 +10,7 @@ from spectralift_cli.core.cube import CubeMeta
 from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, CubeWriter
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import find_format
-from spectralift_cli.core.models.base import SpectralModel
+from spectralift_cli.core.models.base import SpectralModel, row_width
 from spectralift_cli.core.resources import peak_memory_bytes
 
 _FEW_CHUNKS = 2  # of a thread between two writes, so that it seldom waits for the others
@@ -56,6 +56,8 @@ class Footprint:
         written_bytes: what the writer holds.
         step_rows: rows that are handed to the writer together.
         widest: the cut that nothing but speed decides.
+        passed_bytes: of the most that the program has held so far: what it held for a while, and has
+            given back or still holds as something that is counted here.
     """
 
     chunk: int
@@ -67,6 +69,7 @@ class Footprint:
     written_bytes: int
     widest: Cut
     step_rows: int = 1
+    passed_bytes: int = 0
 
     @classmethod
     def of(
@@ -92,10 +95,12 @@ class Footprint:
         pixel_bytes = out.bands * out.dtype.itemsize
         rows = max(1, min(meta.rows, BLOCK_BYTES // meta.row_bytes))
         rows = max(rows, min(meta.rows, -(-chunk // meta.cols)), msi.block_rows)
+        # spectra as wide as they are, where the network leaves them wider
+        narrowed = model.hsi_bands if row_width(model.hsi_bands) > model.hsi_bands else 0
         return cls(
             chunk=chunk,
             # with the spectra, the test of their range and what counts those beyond it
-            thread_bytes=model.kernel_bytes(chunk) + chunk * 3 * out.bands * 4,
+            thread_bytes=model.kernel_bytes(chunk) + chunk * (3 * out.bands + narrowed) * 4,
             pixel_bytes=pixel_bytes,
             cols=meta.cols,
             read_row_bytes=msi.stored_row_bytes,
@@ -135,7 +140,7 @@ class Footprint:
         Raises:
             DataError: not even the smallest cut does.
         """
-        program = peak_memory_bytes() + _FIRST_USE_BYTES
+        program = peak_memory_bytes() - self.passed_bytes + _FIRST_USE_BYTES
         cut = self.widest
         while program + self.needed(cut) + cut.workers * _THREAD_BYTES > memory_bytes:
             smaller = self._smaller(cut)

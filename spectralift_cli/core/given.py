@@ -6,16 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, OptionError, OutputExistsError
 from spectralift_cli.core.formats import open_cube
-
-# what fits models brings SciPy along, a second that inference does without: it is imported inside
-if TYPE_CHECKING:
-    pass
 
 AnyPath = str | Path
 
@@ -45,8 +40,8 @@ class Execution:
         device: auto, cpu, cuda, cuda:N or mps.
         threads: at most; None for all this process may use.
         progress: called with (done, total).
-        memory_bytes: the most that this process may ever hold; None for what speed asks for. `infer`
-            alone keeps to it, on a processor.
+        memory_bytes: the most that this process may ever hold; None for what speed asks for, which
+            does not depend on the image. `infer` alone keeps to it, on a processor.
     """
 
     device: str = "auto"
@@ -55,15 +50,19 @@ class Execution:
     memory_bytes: int | None = None
 
 
+ON_PROCESSOR = Execution("cpu")
+
+
 @dataclass(frozen=True)
 class Storage:
-    """How a sharp cube is stored; see `spectralift_cli.core.inference.infer`.
+    """How a sharp cube is stored.
 
     Args:
         dtype: stored type; None for the LR-HSI's if it is an integer, else float32.
         scale: stored value to unit of an integer output; None for the LR-HSI's.
         offset: likewise.
-        nodata: mark of holes in an integer output; None for the LR-HSI's.
+        nodata: mark of holes in an integer output; None for the LR-HSI's, or, where it has none and
+            there may be holes, the type's lowest (unsigned: highest) value. Floats have NaN.
         options: creation options of the output's format.
     """
 
@@ -72,6 +71,12 @@ class Storage:
     offset: float | None = None
     nodata: float | None = None
     options: Mapping[str, str] | None = None
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Scale, offset and nodata, as far as they are given."""
+        given = {"scale": self.scale, "offset": self.offset, "nodata": self.nodata}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def check_absent(path: Path, overwrite: bool, *, apart_from: Sequence[AnyPath] = ()) -> None:

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.config import InferConfig, to_json
-from spectralift_cli.core.cube import AnyArray, CubeMeta, Progress, no_progress
+from spectralift_cli.core.config import InferConfig
+from spectralift_cli.core.cube import AnyArray, CubeMeta
 from spectralift_cli.core.cubeio import CubeReader, CubeWriter
-from spectralift_cli.core.devices import check_threads
+from spectralift_cli.core.devices import check_threads, resolve_device
 from spectralift_cli.core.engine import (
     Compute,
     Counts,
@@ -36,14 +36,16 @@ from spectralift_cli.core.engine import (
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.footprint import Cut, Footprint
 from spectralift_cli.core.formats import create_cube
+from spectralift_cli.core.given import ON_PROCESSOR, Execution, Storage
 from spectralift_cli.core.identity import identity, provenance
 from spectralift_cli.core.levels import check_levels, sample_levels
 from spectralift_cli.core.models.base import SpectralModel
 from spectralift_cli.core.msi_bands import check_bands
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.output_range import OutputRange, output_meta
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
-from spectralift_cli.core.resources import available_memory_bytes
+from spectralift_cli.core.resources import available_memory_bytes, peak_memory_bytes
 
 if TYPE_CHECKING:
     from spectralift_cli.core.uncertainty.write import UncertaintyResult
@@ -77,6 +79,11 @@ class InferPlan:
     footprint: Footprint
     memory_bytes: int | None
     placement: Placement | None = None
+
+    def after(self, passed_bytes: int) -> InferPlan:
+        """Return the plan after something that held so much more than the program before it."""
+        footprint = dataclasses.replace(self.footprint, passed_bytes=passed_bytes)
+        return dataclasses.replace(self, footprint=footprint)
 
     def written_by(self, writer: CubeWriter) -> InferPlan:
         """Return the plan with what a writer really holds.
@@ -172,16 +179,11 @@ def predict(
 def plan_inference(
     checkpoint: Checkpoint,
     reader: CubeReader,
+    config: InferConfig,
     *,
-    dtype: np.dtype[Any] | str | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    nodata: float | None = None,
+    stored: Storage = Storage(),
     batch_size: int | None = None,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    drop_bad_bands: bool = False,
-    memory_bytes: int | None = None,
+    execution: Execution = ON_PROCESSOR,
     output: Path | None = None,
 ) -> InferPlan:
     """Return what `infer` will write and what it needs; the arguments are those of `infer`.
@@ -196,16 +198,13 @@ def plan_inference(
     msi, source = reader.meta, reader.path
     check_bands(msi, checkpoint.srf, checkpoint.hsi.wavelengths_nm, source, "the model")
     placement = place_model(checkpoint, msi, source)
-    meta = output_meta(
-        checkpoint, msi, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
-        drop_bad_bands=drop_bad_bands,
-    )  # fmt: skip
-    device = device or torch.device("cpu")
+    meta = output_meta(checkpoint, msi, stored, drop_bad_bands=config.drop_bad_bands)
+    device = resolve_device(execution.device)
     chunk = _chunk_size(batch_size, msi.rows * msi.cols, device)
-    workers = _worker_count(threads, msi.rows * msi.cols, chunk, device)
+    workers = _worker_count(execution.threads, msi.rows * msi.cols, chunk, device)
     footprint = Footprint.of(checkpoint.empty_model(), reader, meta, chunk, workers, output)
-    if memory_bytes is not None:
-        cut = footprint.within(memory_bytes)
+    if execution.memory_bytes is not None:
+        cut = footprint.within(execution.memory_bytes)
     else:
         cut, there = footprint.widest, available_memory_bytes()
         if device.type == "cpu" and footprint.needed(cut) > there:
@@ -216,7 +215,8 @@ def plan_inference(
                 "--memory how much it may take",
             )
     return InferPlan(
-        meta, chunk, cut, footprint.needed(cut), str(device), footprint, memory_bytes, placement
+        meta, chunk, cut, footprint.needed(cut), str(device), footprint, execution.memory_bytes,
+        placement,
     )  # fmt: skip
 
 
@@ -226,17 +226,10 @@ def infer(
     output: Path,
     config: InferConfig,
     *,
-    dtype: np.dtype[Any] | str | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    nodata: float | None = None,
+    stored: Storage = Storage(),
     batch_size: int | None = None,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    memory_bytes: int | None = None,
+    execution: Execution = ON_PROCESSOR,
     overwrite: bool = False,
-    options: Mapping[str, str] | None = None,
-    progress: Progress = no_progress,
 ) -> InferResult:
     """Write the sharp hyperspectral cube of an MSI.
 
@@ -252,20 +245,11 @@ def infer(
         hr_msi: the MSI, in the units of the LR-HSI.
         output: where; the ending chooses the format.
         config: clipping, precision and what becomes of bands left out of training.
-        dtype: stored type; None for the LR-HSI's if that is an integer, else float32.
-        scale: stored value to unit of an integer output; None for the LR-HSI's.
-        offset: likewise.
-        nodata: mark of holes in an integer output; None for the LR-HSI's, or, where it has none and
-            there may be holes, the type's lowest (unsigned: highest) value. Floats have NaN.
+        stored: type, scale, nodata and creation options of the output.
         batch_size: pixels of a chunk; None for the default. Changes speed and memory, and the
             result in the last digits of a float32 at most.
-        device: where; None for the processor.
-        threads: at most; None for all this process may use. Changes no byte.
-        memory_bytes: the most that this process may ever hold, on a processor; None for what speed
-            asks for, which does not depend on the image. Changes no byte.
+        execution: device, threads, memory; its progress is called as progress(rows done, rows).
         overwrite: replace an existing output.
-        options: creation options of the format.
-        progress: called as progress(rows done, rows).
 
     Raises:
         DataError: the MSI does not fit the model or is in other units, a file cannot be read or
@@ -273,13 +257,12 @@ def infer(
         OutputExistsError: the output exists and `overwrite` is false.
     """
     inference = prepare(
-        checkpoint, hr_msi, config, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
-        batch_size=batch_size, device=device, threads=threads, memory_bytes=memory_bytes,
-    )  # fmt: skip
+        checkpoint, hr_msi, config, stored=stored, batch_size=batch_size, execution=execution
+    )
     rows = inference.meta.rows
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
-            create_cube(output, inference.meta, options=options, overwrite=overwrite)
+            create_cube(output, inference.meta, options=stored.options, overwrite=overwrite)
         )
         inference = inference.written_by(writer)
         compute = stack.enter_context(inference.computing())
@@ -291,7 +274,7 @@ def infer(
             for part, values in stream:
                 behind.write(part, values)
                 sync.wrote(values.nbytes)
-                progress(part.stop, rows)
+                execution.progress(part.stop, rows)
         files = writer.commit()
     return inference.result(output, files, compute.counts)
 
@@ -306,7 +289,6 @@ class Inference:
         config: clipping, precision and what becomes of bands left out of training.
         plan: of its work.
         meta: of the output, with its provenance.
-        device: where it computes.
         inputs: role -> identity of what it reads.
     """
 
@@ -315,8 +297,12 @@ class Inference:
     config: InferConfig
     plan: InferPlan
     meta: CubeMeta
-    device: torch.device
     inputs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self.plan.device)
 
     def written_by(self, writer: CubeWriter) -> Inference:
         """Return the same, cut so that the promised memory is enough for a writer, too.
@@ -412,14 +398,9 @@ def prepare(
     hr_msi: CubeReader,
     config: InferConfig,
     *,
-    dtype: np.dtype[Any] | str | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    nodata: float | None = None,
+    stored: Storage = Storage(),
     batch_size: int | None = None,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    memory_bytes: int | None = None,
+    execution: Execution = ON_PROCESSOR,
     output: Path | None = None,
     checks_levels: bool = True,
 ) -> Inference:
@@ -431,18 +412,17 @@ def prepare(
     Raises:
         DataError: the MSI does not fit the model or is in other units.
     """
-    device = device or torch.device("cpu")
     plan = plan_inference(
-        checkpoint, hr_msi, dtype=dtype, scale=scale, offset=offset, nodata=nodata,
-        batch_size=batch_size, device=device, threads=threads,
-        drop_bad_bands=config.drop_bad_bands, memory_bytes=memory_bytes, output=output,
+        checkpoint, hr_msi, config, stored=stored, batch_size=batch_size, execution=execution,
+        output=output,
     )  # fmt: skip
     if checks_levels and checkpoint.levels is not None:
+        before = peak_memory_bytes()
         check_levels(
             checkpoint.levels, sample_levels(hr_msi, plan.placement), checkpoint.srf.band_names,
             hr_msi.path, hr_msi.meta.scale, checkpoint.radiometry,
         )  # fmt: skip
-    given = {"scale": scale, "offset": offset, "nodata": nodata}
+        plan = plan.after(peak_memory_bytes() - before)
     inputs = {"model": checkpoint.identity(), "hr_msi": identity(*hr_msi.files)}
     meta = plan.meta.replace(
         provenance=provenance(
@@ -450,14 +430,14 @@ def prepare(
             {
                 **to_json(config),
                 "dtype": plan.meta.dtype.name,
-                **{key: value for key, value in given.items() if value is not None},
+                **stored.numbers,
                 **hr_msi.choices,
             },
             inputs,
             earlier=checkpoint.provenance,
         )
     )
-    return Inference(checkpoint, hr_msi, config, plan, meta, device, inputs)
+    return Inference(checkpoint, hr_msi, config, plan, meta, inputs)
 
 
 def _chunk_size(batch_size: int | None, pixels: int, device: torch.device) -> int:

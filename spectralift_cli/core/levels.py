@@ -17,6 +17,7 @@ from spectralift_cli.core.radiometry import Radiometry
 PERCENTS = (1.0, 25.0, 50.0, 75.0, 99.0)
 _COMPARED = (2, 4)  # the median, and the bright end, which water and shadow do not move
 _SAMPLED_ROWS = 32
+_SAMPLED_COLS = 4096  # in each: what is held must not grow with the width of a mosaic
 # factors between two images of the same ground: up to the first, sensors, haze and extents explain
 # them, from the second on only other units do
 _ALIKE = 3.0
@@ -51,7 +52,7 @@ def levels_of(pixels: NDArray[np.float32]) -> FloatArray | None:
 
 
 def sample_levels(msi: CubeReader, placement: Placement | None) -> FloatArray | None:
-    """Return the (M, 5) `PERCENTS` of some evenly spaced rows of an MSI, in units.
+    """Return the (M, 5) `PERCENTS` of some evenly spaced pixels of some rows of an MSI, in units.
 
     Args:
         msi: the image.
@@ -64,12 +65,20 @@ def sample_levels(msi: CubeReader, placement: Placement | None) -> FloatArray | 
     rows, cols = slice(0, meta.rows), slice(0, meta.cols)
     if placement is not None:
         rows, cols = placement.overlap_hr()
-    count = rows.stop - rows.start
-    chosen = rows.start + (np.arange(min(count, _SAMPLED_ROWS)) + 0.5) * count / max(
-        min(count, _SAMPLED_ROWS), 1
-    )
-    lines = [msi.read_units(slice(row, row + 1))[0, cols] for row in chosen.astype(int).tolist()]
+    across = _evenly(cols, _SAMPLED_COLS)
+    lines = [
+        msi.read_units(slice(row, row + 1))[0, across]  # (n, M)
+        for row in _evenly(rows, _SAMPLED_ROWS).tolist()
+    ]
     return levels_of(np.concatenate(lines)) if lines else None
+
+
+def _evenly(span: slice, most: int) -> NDArray[np.intp]:
+    """Return up to so many indices in the middle of equal parts of a span."""
+    count = span.stop - span.start
+    parts = min(count, most)
+    middles: FloatArray = span.start + (np.arange(parts) + 0.5) * count / max(parts, 1)
+    return middles.astype(np.intp)
 
 
 def check_levels(

@@ -15,6 +15,7 @@ from torch import Tensor
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.cube import STORED_DTYPES, AnyArray, BoolArray, CubeMeta
 from spectralift_cli.core.errors import DataError, OptionError, SpectraliftWarning
+from spectralift_cli.core.given import Storage
 
 _FEW_COUNTS = 100
 
@@ -22,14 +23,11 @@ _FEW_COUNTS = 100
 def output_meta(
     checkpoint: Checkpoint,
     msi: CubeMeta,
+    stored: Storage,
     *,
-    dtype: np.dtype[Any] | str | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    nodata: float | None = None,
     drop_bad_bands: bool = False,
 ) -> CubeMeta:
-    """Return the metadata of the sharp cube; see `infer` for the rules.
+    """Return the metadata of the sharp cube; see `Storage` and `infer` for the rules.
 
     Raises:
         DataError: the type is not a cube's, or it cannot hold the nodata value.
@@ -40,10 +38,10 @@ def output_meta(
     if drop_bad_bands:
         hsi, used = hsi.select_bands(np.flatnonzero(used)), used[used]
     default = hsi.dtype if hsi.dtype.kind in "iu" else np.dtype(np.float32)
-    chosen = default if dtype is None else _stored_dtype(dtype)
+    chosen = default if stored.dtype is None else _stored_dtype(stored.dtype)
     fields: dict[str, Any] = {}
     if chosen.kind == "f":
-        if (scale, offset, nodata) != (None, None, None):
+        if stored.numbers:
             raise OptionError(
                 f"scale, offset and nodata do not apply to {chosen.name} output, which is in units "
                 "with NaN in holes",
@@ -51,10 +49,10 @@ def output_meta(
             )
         fields = {"scale": 1.0, "offset": 0.0, "nodata": math.nan}
     else:
-        fields["scale"] = hsi.scale if scale is None else scale
-        fields["offset"] = hsi.offset if offset is None else offset
-        fields["nodata"] = _integer_nodata(hsi, bool(used.all()), msi, chosen, nodata)
-        if chosen != hsi.dtype and scale is None:
+        fields["scale"] = hsi.scale if stored.scale is None else stored.scale
+        fields["offset"] = hsi.offset if stored.offset is None else stored.offset
+        fields["nodata"] = _integer_nodata(hsi, bool(used.all()), msi, chosen, stored.nodata)
+        if chosen != hsi.dtype and stored.scale is None:
             _warn_if_coarse(checkpoint, chosen)
     return CubeMeta(
         shape=(msi.rows, msi.cols, hsi.bands),

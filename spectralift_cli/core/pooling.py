@@ -7,9 +7,8 @@ than `TrainConfig.max_pixels` are never held, see `Drawing`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.drawing import Drawing
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.holdout import GUARD, Places
-from spectralift_cli.core.levels import SharpImage, check_alike, check_levels, levels_of
+from spectralift_cli.core.levels import check_alike, check_levels, levels_of
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.placement import Placement
-from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.resources import available_memory_bytes
-from spectralift_cli.core.sensors.response import Srf, over_used_bands
+from spectralift_cli.core.sensors.response import over_used_bands
+from spectralift_cli.core.source import Source
 
 FloatPixels = NDArray[np.float32]
 
@@ -37,37 +36,6 @@ _APART_NM = 1.0
 _OTHER_RESPONSE = 0.05
 _OTHER_SCALING = 0.01  # of the range
 _COPIES = 6  # of the values: drawn, and held out, fitted and left over in preset auto's fits
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """An LR-HSI that takes part in a training, with what is known of its HR-MSI.
-
-    Args:
-        lr_hsi: the cube.
-        srf: (M, B) weights over its bands.
-        scaled: whether its values are in the range [0, 1] already.
-        scaled_from: the values of its source, in units, that became 0 and 1; None if not known.
-        sharp: the HR-MSI's place and levels, or None.
-        hr_msi: the HR-MSI, or None.
-        psf_radius_lr_px: see `fit_auto`.
-        inputs: role -> identity of further inputs, for the provenance.
-        radiometry: from the HR-MSI to the LR-HSI, or None; like the next two of one image alone.
-        shift_px: see `Checkpoint`.
-        shares_extent: see `Checkpoint`.
-    """
-
-    lr_hsi: CubeReader
-    srf: Srf
-    scaled: bool = False
-    scaled_from: tuple[float, float] | None = None
-    sharp: SharpImage | None = None
-    hr_msi: CubeReader | None = None
-    psf_radius_lr_px: int | None = None
-    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    radiometry: Radiometry | None = None
-    shift_px: tuple[float, float] = (0.0, 0.0)
-    shares_extent: bool = False
 
 
 @dataclass(frozen=True, eq=False)

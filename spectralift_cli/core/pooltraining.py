@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import Any, Unpack
 
 from spectralift_cli.core.auto import check_model_of_pool, fit_pool
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
 from spectralift_cli.core.cube import Progress, no_progress
-from spectralift_cli.core.devices import one_thread_each
-from spectralift_cli.core.fitting import Pace
+from spectralift_cli.core.devices import one_thread_each, resolve_device
+from spectralift_cli.core.fitting import Keeping, Pace
+from spectralift_cli.core.given import ON_PROCESSOR, Execution
 from spectralift_cli.core.identity import identity, provenance
-from spectralift_cli.core.pooling import Pool, Source, check_pool, load_pool
-from spectralift_cli.core.sharplook import SharpLook, look_at, pooled
+from spectralift_cli.core.pooling import Pool, check_pool, load_pool
+from spectralift_cli.core.sharplook import SharpLook, pooled
+from spectralift_cli.core.source import Source
 from spectralift_cli.core.training import (
     NO_HISTORY,
     Trained,
     TrainingPlan,
     fit_published,
+    look_at_sharp,
     plan_fit,
 )
 
@@ -56,11 +57,9 @@ def train_pool(
     sources: Sequence[Source],
     config: TrainConfig,
     *,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    progress: Progress = no_progress,
+    execution: Execution = ON_PROCESSOR,
     announce: Callable[[TrainingPlan], None] | None = None,
-    **paper: Any,
+    **paper: Unpack[Keeping],
 ) -> Trained:
     """Train the spectral inverter of several LR-HSIs, or of a part of one's pixels.
 
@@ -71,32 +70,30 @@ def train_pool(
     Args:
         sources: the images, of the same two sensors.
         config: how; its `max_pixels` bounds what is held in memory.
-        device: where; None for the processor.
-        threads: at most; None for all this process may use. Changes no byte of the result.
-        progress: called as progress(rows read, rows to read), then as progress(done, all) of the fit.
+        execution: device and threads; its progress is called as progress(rows read, rows to read),
+            then as progress(done, all) of the fit.
         announce: called with the plan before the fit.
-        **paper: of the published network's fit: state_path, save_every_s, resume and group of `fit`.
+        **paper: of the published network's fit.
 
     Raises:
         DataError: see `load_pool`, `check_pool` and `fit`.
         OptionError: the config asks for a model that holds the LR-HSI of one scene.
     """
-    pool, plan = open_pool(sources, config, progress)
+    pool, plan = open_pool(sources, config, execution.progress)
     if announce is not None:
         announce(plan)
     if config.published is None:
         begun = time.monotonic()
         found = fit_pool(
             pool.lr_msi, pool.lr_hsi, pool.weights, pool.places, config,
-            sharp=_look_at_all(sources, pool), device=device or torch.device("cpu"),
-            threads=threads, progress=progress,
+            sharp=_look_at_all(sources, pool), device=resolve_device(execution.device),
+            threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
         history, pace = NO_HISTORY, Pace(found.steps, time.monotonic() - begun)
     else:
         found, history, pace = fit_published(
-            pool.lr_msi, pool.lr_hsi, config, device=device, threads=threads, progress=progress,
-            **paper,
-        )  # fmt: skip
+            pool.lr_msi, pool.lr_hsi, config, execution=execution, **paper
+        )
     alone = sources[0] if len(sources) == 1 else None
     first = sources[0].lr_hsi.meta
     counts = {} if plan.drawn_from is None else {"lr_pixels_drawn_from": plan.drawn_from}
@@ -131,11 +128,7 @@ def _look_at_all(sources: Sequence[Source], pool: Pool) -> SharpLook | None:
     looks, shares = [], []
     with one_thread_each():
         for number, source in enumerate(sources):
-            look = None if source.hr_msi is None else look_at(source.hr_msi)
-            if look is not None and source.radiometry is not None:
-                look = look.corrected(source.radiometry)
-            if look is not None and source.sharp is not None:
-                look = look.placed(source.sharp.placement.shifted(source.shift_px))
+            look = look_at_sharp(source)
             share = int((pool.places.image == number).sum())
             if look is not None and len(look.pixels) and share:
                 looks.append(look)

@@ -7,12 +7,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import load_checkpoint
 from spectralift_cli.core.config import InferConfig, RefineConfig
-from spectralift_cli.core.cube import FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import check_estimate
@@ -20,19 +19,17 @@ from spectralift_cli.core.estimation.result import Estimate, read_estimate
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.given import AnyPath, Execution, Reading, Storage
 from spectralift_cli.core.grids import check_on_map
-from spectralift_cli.core.identity import identity
 from spectralift_cli.core.inference import InferResult
 from spectralift_cli.core.msi_bands import without_dropped
 from spectralift_cli.core.outputs import Staging
 from spectralift_cli.core.pairs import ResponseChoice
-from spectralift_cli.core.placement import Placement, place
-from spectralift_cli.core.radiometry import Radiometry
+from spectralift_cli.core.placement import place
 from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.refinement.outcome import RefineResult
 from spectralift_cli.core.refinement.plan import RefinePlan, plan_refinement
 from spectralift_cli.core.refinement.refine import refine as refine_cube
+from spectralift_cli.core.refinement.relation import Images, Relation
 from spectralift_cli.core.scene import Scene, open_scene
-from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
 from spectralift_cli.core.stages import infer
 
@@ -93,64 +90,18 @@ def refine(
         OptionError: inputs that exclude each other, or too few.
         OutputExistsError: the output exists and `overwrite` is false.
     """
-    with _open_refining(cube, inputs) as opened:
+    with _open_refining(cube, inputs) as images:
         return refine_cube(
-            opened.cube, opened.lr_hsi, opened.hr_msi, opened.relation.srf,
-            opened.relation.placement, Path(output), config or RefineConfig(),
-            optical=opened.relation.optical, radiometry=opened.relation.radiometry, options=options,
-            memory_bytes=inputs.reading.memory_bytes, inputs=opened.identities(),
-            overwrite=overwrite, progress=progress,
+            images, Path(output), config or RefineConfig(),
+            memory_bytes=inputs.reading.memory_bytes, options=options, overwrite=overwrite,
+            progress=progress,
         )  # fmt: skip
 
 
 def plan_refine(cube: AnyPath, inputs: RefineInputs) -> RefinePlan:
     """Return what `refine` would do and need."""
-    with _open_refining(cube, inputs) as opened:
-        return plan_refinement(
-            opened.cube, opened.lr_hsi, opened.hr_msi, opened.relation.srf,
-            opened.relation.placement, optical=opened.relation.optical, memory_bytes=inputs.reading.memory_bytes,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Relation:
-    """How two images relate, as far as it is known, and the files that say so."""
-
-    srf: Srf
-    placement: Placement
-    optical: Optical = field(default_factory=Optical)
-    radiometry: Radiometry | None = None
-    files: Mapping[str, Path] = field(default_factory=dict)
-
-    def with_psf(self, psf: FloatArray, includes_footprint: bool, file: Path) -> _Relation:
-        """Return the relation with a kernel."""
-        return dataclasses.replace(
-            self, optical=Optical(psf, includes_footprint), files={**self.files, "psf": file}
-        )
-
-    def displaced(self, shift_px: tuple[float, float], radiometry: Radiometry | None) -> _Relation:
-        """Return the relation with a shift in LR pixels and a radiometry that somebody found."""
-        return dataclasses.replace(
-            self, placement=self.placement.shifted(shift_px), radiometry=radiometry
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Refining:
-    """The open images of a refinement with what relates them."""
-
-    cube: CubeReader
-    lr_hsi: CubeReader
-    hr_msi: CubeReader
-    relation: _Relation
-
-    def identities(self) -> dict[str, Any]:
-        """Return what identifies the inputs."""
-        cubes = {"cube": self.cube, "lr_hsi": self.lr_hsi, "hr_msi": self.hr_msi}
-        return {
-            **{role: identity(*reader.files) for role, reader in cubes.items()},
-            **{role: identity(path) for role, path in self.relation.files.items()},
-        }
+    with _open_refining(cube, inputs) as images:
+        return plan_refinement(images, inputs.reading.memory_bytes)
 
 
 def refine_inputs(
@@ -267,7 +218,7 @@ def infer_refined(
 
 
 @contextlib.contextmanager
-def _open_refining(cube: AnyPath, inputs: RefineInputs) -> Iterator[_Refining]:
+def _open_refining(cube: AnyPath, inputs: RefineInputs) -> Iterator[Images]:
     if inputs.scene is not None:
         loose = inputs.lr_hsi or inputs.hr_msi or inputs.model
         if loose or inputs.response != ResponseChoice():
@@ -295,14 +246,14 @@ def _open_refining(cube: AnyPath, inputs: RefineInputs) -> Iterator[_Refining]:
         if estimate is not None and inputs.estimate is not None:
             relation = _estimated(relation, estimate, lr, inputs.estimate)
         sharp = without_dropped(sharp, relation.srf)
-        yield _Refining(reader, lr, sharp, relation)
+        yield Images(reader, lr, sharp, relation)
 
 
-def _of_scene(scene: Scene, lr: CubeReader, sharp: CubeReader) -> _Relation:
+def _of_scene(scene: Scene, lr: CubeReader, sharp: CubeReader) -> Relation:
     path = scene.path("srf")
     srf = read_srf(path, lr.meta.wavelengths_nm, lr.meta.fwhm_nm, lr.meta.bands)
     placement = pairs.scene_placement(scene, lr.meta, sharp.meta)
-    relation = _Relation(srf, placement, files={"srf": path})
+    relation = Relation(srf, placement, files={"srf": path})
     if not scene.has("psf"):
         return relation
     psf = scene.path("psf")
@@ -311,7 +262,7 @@ def _of_scene(scene: Scene, lr: CubeReader, sharp: CubeReader) -> _Relation:
 
 def _of_files(
     inputs: RefineInputs, lr: CubeReader, sharp: CubeReader, estimate: Estimate | None
-) -> _Relation:
+) -> Relation:
     for image in (lr, sharp):
         check_on_map(image)
     placement = place(lr.meta, sharp.meta, sources=(inputs.lr_hsi, inputs.hr_msi))
@@ -322,16 +273,16 @@ def _of_files(
                 "leave --srf-file and its like out, or --model",
             )
         checkpoint = load_checkpoint(inputs.model)
-        relation = _Relation(checkpoint.srf, placement, files={"model": inputs.model})
+        relation = Relation(checkpoint.srf, placement, files={"model": inputs.model})
         return relation.displaced(checkpoint.shift_px, checkpoint.radiometry)
     if estimate is not None and estimate.srf is not None and not inputs.response.given:
-        return _Relation(estimate.srf, placement)
+        return Relation(estimate.srf, placement)
     srf = pairs.find_response(inputs.response, lr.meta, inputs.lr_hsi, sharp.meta, inputs.hr_msi)
     file = inputs.response.srf_file
-    return _Relation(srf, placement, files={} if file is None else {"srf": file})
+    return Relation(srf, placement, files={} if file is None else {"srf": file})
 
 
-def _estimated(relation: _Relation, estimate: Estimate, lr: CubeReader, source: Path) -> _Relation:
+def _estimated(relation: Relation, estimate: Estimate, lr: CubeReader, source: Path) -> Relation:
     """Return the relation with what an estimate marks as used: radiometry, shift and kernel."""
     check_estimate(estimate, lr.meta, relation.srf, source)
     found = dataclasses.replace(relation, files={**relation.files, "estimate": source})

@@ -14,9 +14,9 @@ from spectralift_cli.core.checkpoint import (
 from spectralift_cli.core.config import InferConfig, MetricsConfig, SynthConfig
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
-from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.errors import OptionError
 from spectralift_cli.core.estimation.apply import applied
+from spectralift_cli.core.formats import check_creation
 from spectralift_cli.core.formats.kernels import read_psf
 from spectralift_cli.core.given import AnyPath, Execution, Reading, Storage, check_absent
 from spectralift_cli.core.grids import check_on_map
@@ -175,19 +175,14 @@ def infer(
         check_on_map(reader)
         msi = without_dropped(reader, checkpoint.srf)
         made = infer_cube(
-            checkpoint, msi, Path(output),
-            config or InferConfig(),
-            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
-            batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, memory_bytes=execution.memory_bytes,
-            options=stored.options, overwrite=overwrite, progress=execution.progress,
+            checkpoint, msi, Path(output), config or InferConfig(), stored=stored,
+            batch_size=batch_size, execution=execution, overwrite=overwrite,
         )  # fmt: skip
         if uncertainty_file is None:
             return made
         expected = write_uncertainty(
-            checkpoint, msi, Path(uncertainty_file), source=model,
-            device=resolve_device(execution.device), threads=execution.threads,
-            overwrite=overwrite, progress=execution.progress,
+            checkpoint, msi, Path(uncertainty_file), source=model, execution=execution,
+            overwrite=overwrite,
         )  # fmt: skip
         return dataclasses.replace(made, uncertainty=expected)
 
@@ -228,17 +223,22 @@ def plan_infer(
     execution: Execution = Execution(),
     estimate: AnyPath | None = None,
 ) -> InferForecast:
-    """Return what `infer` would write, need and take; the arguments are those of `infer`."""
+    """Return what `infer` would write, need and take; the arguments are those of `infer`.
+
+    Raises:
+        DataError: `infer` would refuse these, too; an output that exists is no reason.
+        OptionError: likewise.
+    """
+    check_absent(Path(output), overwrite=True)
     checkpoint = open_model(model, estimate)
     path, _ = pairs.sharp_image(Path(image))
     with reading.open(path, allow_2d=True) as reader:
         check_on_map(reader)
         inference = prepare(
             checkpoint, without_dropped(reader, checkpoint.srf), config or InferConfig(),
-            dtype=stored.dtype, scale=stored.scale, offset=stored.offset, nodata=stored.nodata,
-            batch_size=batch_size, device=resolve_device(execution.device),
-            threads=execution.threads, memory_bytes=execution.memory_bytes, output=Path(output),
+            stored=stored, batch_size=batch_size, execution=execution, output=Path(output),
         )  # fmt: skip
+        check_creation(Path(output), inference.meta.dtype.name, stored.options)
         return InferForecast(inference.plan, inference.trial())
 
 

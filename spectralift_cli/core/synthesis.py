@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectralift_cli.core.config import SynthConfig, to_json
+from spectralift_cli.core.config import SynthConfig
 from spectralift_cli.core.cube import CubeMeta, FloatArray, Progress, no_progress
 from spectralift_cli.core.cubeio import BLOCK_BYTES, CubeReader, SelectedReader, row_blocks
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
@@ -34,6 +34,7 @@ from spectralift_cli.core.operators.downsample import AreaMean
 from spectralift_cli.core.operators.noise import physical_noise, published_noise
 from spectralift_cli.core.operators.psf import check_psf, make_psf
 from spectralift_cli.core.operators.scaling import Scaling
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.resources import available_memory_bytes
 from spectralift_cli.core.scene import Scene, SceneWriter, create_scene
 from spectralift_cli.core.sensors.srf import (

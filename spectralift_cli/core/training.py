@@ -8,89 +8,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from spectralift_cli.core.auto import AutoFit, fit_auto, no_sharp_image
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.config import TrainConfig
-from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
-from spectralift_cli.core.cubeio import CubeReader, row_blocks
-from spectralift_cli.core.devices import one_thread_each
-from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.fitting import Fitted, History, Pace, fit
+from spectralift_cli.core.devices import one_thread_each, resolve_device
+from spectralift_cli.core.fitting import History, Keeping, Pace, fit
+from spectralift_cli.core.given import ON_PROCESSOR, Execution
 from spectralift_cli.core.identity import identity as identity_of
 from spectralift_cli.core.identity import provenance
-from spectralift_cli.core.levels import SharpImage, check_levels, levels_of
+from spectralift_cli.core.levels import SharpImage
+from spectralift_cli.core.lrpixels import FloatPixels, TrainingData, check_units, load_pairs
 from spectralift_cli.core.models.base import build_model
 from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.physics.lens import View
 from spectralift_cli.core.placement import Placement, placement_json
-from spectralift_cli.core.radiometry import Radiometry
-from spectralift_cli.core.ranks import Group
 from spectralift_cli.core.refinement.optics import Optical
-from spectralift_cli.core.resources import available_memory_bytes
-from spectralift_cli.core.sensors.response import Srf, over_used_bands
-from spectralift_cli.core.sharplook import look_at
+from spectralift_cli.core.sharplook import SharpLook, look_at
+from spectralift_cli.core.source import Source
 
-__all__ = [
-    "Fitted",
-    "History",
-    "Trained",
-    "TrainingData",
-    "TrainingPlan",
-    "fit",
-    "load_pairs",
-    "train",
-]
-
-FloatPixels = NDArray[np.float32]
-_BLOCK_PIXELS = 2**16
 NO_HISTORY = History(np.zeros(0), np.zeros(0))
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """The pixels a spectral inverter is fitted to.
-
-    Args:
-        lr_msi: (N, M) float32, scaled.
-        lr_hsi: (N, used bands) float32, scaled.
-        used_bands: (B,) which bands of the LR-HSI take part: those neither flagged as bad nor made
-            of holes alone.
-        scaling: from units.
-        pixels: of the whole LR-HSI, those with holes too.
-        shape: (rows, cols) of the LR-HSI.
-        valid: (rows * cols,) which of its pixels these are.
-        weights: (M, used bands) the response over the used bands.
-    """
-
-    lr_msi: FloatPixels
-    lr_hsi: FloatPixels
-    used_bands: BoolArray
-    scaling: Scaling
-    pixels: int
-    shape: tuple[int, int]
-    valid: BoolArray
-    weights: NDArray[np.float64]
-
-    def levels(self, placement: Placement | None = None) -> FloatArray | None:
-        """Return the (M, 5) percentiles of the LR-MSI in units, or None where it has no pixel.
-
-        Args:
-            placement: on the HR-MSI, to look at their overlap alone; None for all.
-        """
-        chosen = np.ones(self.shape, bool)
-        if placement is not None:
-            chosen[...] = False
-            chosen[placement.overlap_lr()] = True
-        return levels_of(self.scaling.undo(self.lr_msi[chosen.ravel()[self.valid]]))
 
 
 @dataclass(frozen=True)
@@ -172,83 +114,6 @@ class Trained:
     pace: Pace
 
 
-def load_pairs(lr_hsi: CubeReader, srf: Srf, *, scaling: Scaling | None = None) -> TrainingData:
-    """Read an LR-HSI and make the pairs (LR-MSI, LR-HSI) of its valid pixels.
-
-    LR-MSI = LR-HSI @ SRF.T over the used bands, the SRF's rows divided by their sum over these.
-
-    Args:
-        lr_hsi: the cube.
-        srf: (M, B) weights over its bands.
-        scaling: from units; None chooses it from the valid values (`Scaling.for_data`).
-
-    Raises:
-        DataError: the SRF has another number of bands; fewer than 2 pixels are valid; an MSI band
-            lies on unused bands by more than half; or the cube does not fit into memory.
-    """
-    meta = lr_hsi.meta
-    if srf.num_hsi_bands != meta.bands:
-        raise DataError(
-            f"{lr_hsi.path}: has {meta.bands} bands but the SRF has weights for "
-            f"{srf.num_hsi_bands}",
-            "fold the SRF onto this cube: spectralift srf build",
-        )
-    _check_memory(lr_hsi)
-    units = np.empty((meta.rows * meta.cols, meta.bands), np.float32)  # (pixels, B)
-    for rows in row_blocks(meta.rows, lr_hsi.block_rows):
-        part = slice(rows.start * meta.cols, rows.stop * meta.cols)
-        units[part] = lr_hsi.read_units(rows).reshape(-1, meta.bands)
-    bad = np.zeros(meta.bands, bool) if meta.bad_bands is None else meta.bad_bands
-    finite = np.zeros(meta.bands, np.int64)  # valid pixels of each band
-    for part in row_blocks(len(units), _BLOCK_PIXELS):
-        finite += np.isfinite(units[part]).sum(axis=0)
-    used = ~bad & (finite > 0)
-    keep = np.zeros(len(units), bool)
-    for part in row_blocks(len(units) if used.any() else 0, _BLOCK_PIXELS):
-        keep[part] = np.isfinite(units[part][:, used]).all(axis=1)
-    if keep.sum() < 2:
-        raise DataError(*_too_few(lr_hsi, used, bad, finite, int(keep.sum())))
-    if not (used.all() and keep.all()):
-        units = units[np.ix_(keep, used)]  # (N, used)
-    weights = over_used_bands(srf, used)
-    if scaling is None:
-        scaling = Scaling.for_data(
-            lambda: (units[part] for part in row_blocks(len(units), _BLOCK_PIXELS)),
-            floating=meta.dtype.kind == "f",
-        )
-    lr_msi = np.empty((len(units), srf.num_msi_bands), np.float32)
-    # one thread: a product that is split over threads may sum in another order
-    with one_thread_each():
-        for part in row_blocks(len(units), _BLOCK_PIXELS):
-            units[part] = scaling.apply(units[part])
-            seen = torch.from_numpy(units[part]).double() @ torch.from_numpy(weights.T.copy())
-            lr_msi[part] = seen.numpy()
-    return TrainingData(
-        lr_msi, units, used, scaling, meta.rows * meta.cols, (meta.rows, meta.cols), keep, weights
-    )
-
-
-def check_units(
-    data: TrainingData, srf: Srf, sharp: SharpImage | None, radiometry: Radiometry | None = None
-) -> None:
-    """Refuse an HR-MSI in other units than the LR-HSI, see `check_levels`.
-
-    Args:
-        data: of the LR-HSI.
-        srf: the response between the two.
-        sharp: what is known of the HR-MSI, or None.
-        radiometry: what will be applied to the HR-MSI, or None.
-
-    Raises:
-        DataError: its values are 30 times or more away from the LR-HSI's.
-    """
-    if sharp is not None:
-        check_levels(
-            data.levels(sharp.placement), sharp.levels, srf.band_names, sharp.source, sharp.scale,
-            radiometry,
-        )  # fmt: skip
-
-
 def plan_training(
     data: TrainingData, config: TrainConfig, sharp: SharpImage | None = None
 ) -> TrainingPlan:
@@ -299,27 +164,12 @@ def plan_fit(
 
 
 def train(
-    lr_hsi: CubeReader,
-    srf: Srf,
+    source: Source,
     config: TrainConfig,
     *,
-    scaling: Scaling | None = None,
-    hr_msi: CubeReader | None = None,
-    psf_radius_lr_px: int | None = None,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    progress: Progress = no_progress,
+    execution: Execution = ON_PROCESSOR,
     announce: Callable[[TrainingPlan], None] | None = None,
-    state_path: Path | None = None,
-    save_every_s: float = 30.0,
-    resume: bool = False,
-    inputs: Mapping[str, Mapping[str, Any]] | None = None,
-    radiometry: Radiometry | None = None,
-    shift_px: tuple[float, float] = (0.0, 0.0),
-    sharp: SharpImage | None = None,
-    shares_extent: bool = False,
-    optical: Optical | None = None,
-    group: Group | None = None,
+    **paper: Unpack[Keeping],
 ) -> Trained:
     """Train the spectral inverter of an LR-HSI.
 
@@ -327,67 +177,37 @@ def train(
     so do LR pixels with a hole in any other band, for training only.
 
     Args:
-        lr_hsi: the cube.
-        srf: (M, B) weights over its bands.
+        source: the LR-HSI with what is known of its HR-MSI.
         config: how.
-        scaling: from units to the network's range; None chooses it from the LR-HSI.
-        hr_msi: the sharp image in the LR-HSI's units, of which preset auto learns noise, contrast and
-            some pixels (`look_at`); None for nothing.
-        psf_radius_lr_px: of the PSF between the images, by which preset auto keeps held-out LR pixels
-            apart from the others; None where it is not known.
-        device: where; None for the processor.
-        threads: at most; None for all this process may use. Changes no byte of the result.
-        progress: called as progress(epochs done, all epochs).
+        execution: device and threads; its progress is called as progress(epochs done, all epochs).
         announce: called with the plan before the first epoch.
-        state_path: where to keep the state that `resume` needs; see `fit`.
-        save_every_s: seconds between savings of the state.
-        resume: continue from the state, if there is one.
-        inputs: role -> identity of further inputs, for the provenance.
-        radiometry: from the HR-MSI to the LR-HSI, which inference applies; training does not see
-            the HR-MSI.
-        shift_px: displacement of the LR-HSI's content in LR pixels, likewise.
-        sharp: the HR-MSI, to check its units; training does not see it.
-        shares_extent: see `Checkpoint`.
-        optical: what is known of the blur between the images, for fits through the physics; None for
-            nothing.
-        group: of processes that train the published network together, see `fit`.
+        **paper: of the published network's fit.
 
     Raises:
         DataError: see `load_pairs`, `check_units` and `fit`.
     """
-    data = load_pairs(lr_hsi, srf, scaling=scaling)
-    check_units(data, srf, sharp, radiometry)
-    plan = plan_training(data, config, sharp)
+    data = load_pairs(source.lr_hsi, source.srf, scaling=source.scaling)
+    check_units(data, source.srf, source.sharp, source.radiometry)
+    plan = plan_training(data, config, source.sharp)
     if announce is not None:
         announce(plan)
     if config.published is None:
         begun = time.monotonic()
         with one_thread_each():
-            look = None if hr_msi is None else look_at(hr_msi)
-            if look is not None and radiometry is not None:
-                look = look.corrected(radiometry)
-            view = None
-            if look is not None and hr_msi is not None and plan.placement is not None:
-                placement = plan.placement.shifted(shift_px)
-                look = look.placed(placement)
-                known = optical or Optical()
-                view = View(
-                    hr_msi, placement, data.scaling, known.psf, known.includes_footprint,
-                    radiometry,
-                )  # fmt: skip
+            look = look_at_sharp(source)
         found = fit_auto(
             data.lr_msi, data.lr_hsi, data.weights, data.valid, data.shape, config,
-            sharp=None if look is None else look.scaled(data.scaling), view=view,
-            psf_radius_lr_px=psf_radius_lr_px, device=device or torch.device("cpu"),
-            threads=threads, progress=progress,
+            sharp=None if look is None else look.scaled(data.scaling),
+            view=None if look is None else _view(source, data.scaling),
+            psf_radius_lr_px=source.psf_radius_lr_px, device=resolve_device(execution.device),
+            threads=execution.threads, progress=execution.progress,
         )  # fmt: skip
         history, pace = NO_HISTORY, Pace(found.steps, time.monotonic() - begun)
     else:
         found, history, pace = fit_published(
-            data.lr_msi, data.lr_hsi, config, device=device, threads=threads, progress=progress,
-            state_path=state_path, save_every_s=save_every_s, resume=resume, group=group,
-        )  # fmt: skip
-    hsi = lr_hsi.meta
+            data.lr_msi, data.lr_hsi, config, execution=execution, **paper
+        )
+    hsi = source.lr_hsi.meta
     if not data.used_bands.all():
         hsi = hsi.replace(bad_bands=~data.used_bands)
     checkpoint = Checkpoint(
@@ -395,25 +215,46 @@ def train(
         model_config=found.model_config,
         weights=found.weights,
         train_config=config,
-        srf=srf,
+        srf=source.srf,
         hsi=hsi.replace(provenance=None),
         used_bands=data.used_bands,
         scaling=data.scaling,
         auto_clip=(0.0, 1.0) if data.scaling.is_identity else None,
         scores={"lr_pixels": plan.valid_pixels, **found.scores},
         choice=found.choice,
-        radiometry=radiometry,
-        shift_px=shift_px,
-        shares_extent=shares_extent,
+        radiometry=source.radiometry,
+        shift_px=source.shift_px,
+        shares_extent=source.shares_extent,
         levels=data.levels(),
         provenance=provenance(
             "train",
-            {**config.used_json(), **lr_hsi.choices},
-            {"lr_hsi": identity_of(*lr_hsi.files), **(inputs or {})},
-            earlier=lr_hsi.meta.provenance,
+            {**config.used_json(), **source.lr_hsi.choices},
+            {"lr_hsi": identity_of(*source.lr_hsi.files), **source.inputs},
+            earlier=source.lr_hsi.meta.provenance,
         ),
     )
     return Trained(checkpoint, history, plan, pace)
+
+
+def look_at_sharp(source: Source) -> SharpLook | None:
+    """Return what is seen of an HR-MSI in the LR-HSI's units, where both lie; None for nothing."""
+    look = None if source.hr_msi is None else look_at(source.hr_msi)
+    if look is None:
+        return None
+    if source.radiometry is not None:
+        look = look.corrected(source.radiometry)
+    return look if source.placement is None else look.placed(source.placement)
+
+
+def _view(source: Source, scaling: Scaling) -> View | None:
+    """Return the HR-MSI as a fit through the physics sees it; None without one."""
+    if source.hr_msi is None or source.placement is None:
+        return None
+    known = source.optical or Optical()
+    return View(
+        source.hr_msi, source.placement, scaling, known.psf, known.includes_footprint,
+        source.radiometry,
+    )  # fmt: skip
 
 
 def fit_published(
@@ -421,49 +262,21 @@ def fit_published(
     lr_hsi: FloatPixels,
     config: TrainConfig,
     *,
-    state_path: Path | None = None,
-    **more: Any,
+    execution: Execution,
+    **paper: Unpack[Keeping],
 ) -> tuple[AutoFit, History, Pace]:
     """Fit the published network, by preset paper or by its name under preset auto; see `fit`."""
     published = config.published
     if published is None:
         raise ValueError("the config asks for another model than the published network")
     if config.preset != "paper":
-        state_path = None  # only preset paper resumes
-    fitted = fit(lr_msi, lr_hsi, published, state_path=state_path, **more)
+        paper["state_path"] = None  # only preset paper resumes
+    fitted = fit(
+        lr_msi, lr_hsi, published, device=resolve_device(execution.device),
+        threads=execution.threads, progress=execution.progress, **paper,
+    )  # fmt: skip
     scores = {"epochs": published.epochs, "final_loss": float(fitted.history.loss[-1])}
     found = AutoFit(
         "paper", {"hidden_size": published.hidden_size}, fitted.model.state_dict(), "", scores
     )
     return found, fitted.history, fitted.pace
-
-
-def _check_memory(lr_hsi: CubeReader) -> None:
-    rows, cols, bands = lr_hsi.meta.shape
-    needed, there = 3 * rows * cols * bands * 4, available_memory_bytes()  # read, chosen, fitted
-    if needed > there:
-        raise DataError(
-            f"{lr_hsi.path}: training on {rows} x {cols} pixels of {bands} bands takes "
-            f"{needed / 1e6:,.0f} MB of memory, {there / 1e6:,.0f} MB are free",
-            f"draw a part of its pixels, like --max-pixels {max(2, there // (24 * bands))}, or train on "
-            "a window of it: spectralift convert --window",
-        )
-
-
-def _too_few(
-    lr_hsi: CubeReader, used: BoolArray, bad: BoolArray, finite: NDArray[np.int64], valid: int
-) -> tuple[str, str]:
-    pixels = lr_hsi.meta.rows * lr_hsi.meta.cols
-    message = (
-        f"{lr_hsi.path}: {valid} of {pixels:,} LR pixels have values in all "
-        f"{int(used.sum())} used bands, training needs at least 2"
-    )
-    if pixels < 2:
-        return message, "use a larger LR-HSI, or a smaller --downsample-ratio"
-    if not used.any():
-        return message, f"{int(bad.sum())} of {bad.size} bands are flagged as bad, the others empty"
-    worst = int(np.argmin(np.where(used, finite, pixels + 1)))
-    return message, (
-        f"band {worst + 1} has values in {int(finite[worst]):,} pixels: flag it as bad or leave it "
-        "out (convert --bands), and check the nodata value"
-    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spectralift_cli.core import pairs
 from spectralift_cli.core.checkpoint import (
@@ -29,21 +30,18 @@ from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.identity import identity
 from spectralift_cli.core.levels import SharpImage, sample_levels
 from spectralift_cli.core.msi_bands import check_bands, without_dropped
-from spectralift_cli.core.operators.scaling import Scaling
 from spectralift_cli.core.outputs import write_text
 from spectralift_cli.core.pairs import ResponseChoice
 from spectralift_cli.core.placement import Placement, place
-from spectralift_cli.core.pooling import Source
-from spectralift_cli.core.radiometry import Radiometry
 from spectralift_cli.core.ranks import Ranks, joined
 from spectralift_cli.core.scene import Scene, open_scene
 from spectralift_cli.core.sensors.response import Srf
 from spectralift_cli.core.sensors.srf import read_srf
+from spectralift_cli.core.source import Source
 
 # what fits models brings SciPy along, a second that inference does without: it is imported inside
 if TYPE_CHECKING:
-    import torch
-
+    from spectralift_cli.core.fitting import Keeping
     from spectralift_cli.core.refinement.optics import Optical
     from spectralift_cli.core.training import Trained, TrainingPlan
 
@@ -71,66 +69,32 @@ class TrainInputs:
     estimate: Path | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """The open LR-HSI with all that training needs of the other inputs."""
-
-    reader: CubeReader
-    srf: Srf
-    scaling: Scaling | None
-    identities: dict[str, Mapping[str, object]]
-    sharp: SharpImage | None = None
-    shares_extent: bool = False
-    radiometry: Radiometry | None = None
-    shift_px: tuple[float, float] = (0.0, 0.0)
-    hr_msi: CubeReader | None = None
-    psf_radius_lr_px: int | None = None
-    scaled_from: tuple[float, float] | None = None
-    optical: Optical = field(default_factory=lambda: _optical())
-
-    def source(self) -> Source:
-        """Return the image as one of a pool."""
-        return Source(
-            self.reader, self.srf, self.scaling is not None, self.scaled_from, self.sharp,
-            self.hr_msi, self.psf_radius_lr_px, self.identities, self.radiometry, self.shift_px,
-            self.shares_extent,
-        )  # fmt: skip
-
-    def __enter__(self) -> _Opened:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.reader.close()
-        if self.hr_msi is not None:
-            self.hr_msi.close()
-
-
-def _optical(kernel: FloatArray | None = None, *, includes_footprint: bool = False) -> Optical:
+def _optical(kernel: FloatArray, *, includes_footprint: bool) -> Optical:
     from spectralift_cli.core.refinement.optics import Optical
 
     return Optical(kernel, includes_footprint)
 
 
-def _open_training(inputs: TrainInputs) -> _Opened:
+def _open_training(inputs: TrainInputs) -> Source:
     if inputs.estimate is None:
         return _open_inputs(inputs, None)
     found = read_estimate(inputs.estimate)
     opened = _open_inputs(inputs, found.srf)
     try:
-        check_estimate(found, opened.reader.meta, opened.srf, inputs.estimate)
+        check_estimate(found, opened.lr_hsi.meta, opened.srf, inputs.estimate)
     except BaseException:
-        opened.__exit__()
+        opened.close()
         raise
-    opened.identities["estimate"] = identity(inputs.estimate)
     optical = opened.optical
     if found.effective_psf is not None:
         optical = _optical(found.effective_psf, includes_footprint=True)
     return dataclasses.replace(
-        opened, radiometry=found.radiometry, shift_px=found.shift_px, optical=optical
-    )
+        opened, radiometry=found.radiometry, shift_px=found.shift_px, optical=optical,
+        inputs={**opened.inputs, "estimate": identity(inputs.estimate)},
+    )  # fmt: skip
 
 
-def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
+def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> Source:
     if inputs.scene is not None:
         reading = dataclasses.replace(inputs.reading, memory_bytes=None)
         loose = inputs.lr_hsi or inputs.hr_msi or inputs.response != ResponseChoice()
@@ -166,10 +130,10 @@ def _open_inputs(inputs: TrainInputs, estimated: Srf | None) -> _Opened:
         if msi is not None:
             msi.close()
         raise
-    return _Opened(reader, srf, None, identities, sharp, hr_msi=msi)
+    return Source(reader, srf, sharp=sharp, hr_msi=msi, inputs=identities)
 
 
-def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
+def _open_scene_training(scene: Scene, estimated: Srf | None) -> Source:
     reader = scene.open("lr_hsi")
     msi: CubeReader | None = None
     try:
@@ -182,7 +146,7 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         msi = without_dropped(msi, srf)
         sharp = _look_at(msi, srf, meta, placement)
         radius = pairs.psf_radius_lr_px(scene)
-        optical = _optical()
+        optical = None
         if scene.has("psf"):
             optical = _optical(
                 read_psf(scene.path("psf")), includes_footprint=scene.psf_includes_footprint
@@ -192,12 +156,9 @@ def _open_scene_training(scene: Scene, estimated: Srf | None) -> _Opened:
         if msi is not None:
             msi.close()
         raise
-    scaling = Scaling() if scene.data_scaled else None
-    return _Opened(
-        reader, srf, scaling, {"scene": scene.identity()}, sharp,
-        shares_extent=pairs.shares_extent(scene), hr_msi=msi, psf_radius_lr_px=radius,
-        scaled_from=scene.scaling,
-        optical=optical,
+    return Source(
+        reader, srf, scene.data_scaled, scene.scaling, sharp, msi, radius,
+        {"scene": scene.identity()}, shares_extent=pairs.shares_extent(scene), optical=optical,
     )  # fmt: skip
 
 
@@ -266,35 +227,29 @@ def train(
     state = state_path_of(output)
     if leads:
         _check_outputs(several, output, history_file, state, resume, overwrite)
-    threads = execution.threads
-    device = resolve_device(ranks.device_name(execution.device) if ranks else execution.device)
-    if ranks is not None and threads is None:
-        threads = max(1, check_threads(None) // ranks.local_count)
+    if ranks is not None:
+        execution = dataclasses.replace(execution, device=ranks.device_name(execution.device))
+    device = resolve_device(execution.device)
+    fitting = execution
+    if ranks is not None and execution.threads is None:
+        share = max(1, check_threads(None) // ranks.local_count)
+        fitting = dataclasses.replace(execution, threads=share)
     from spectralift_cli.core.pooltraining import train_pool
     from spectralift_cli.core.training import train as train_model
 
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(_open_training(each)) for each in several]
+        opened = [stack.enter_context(closing(_open_training(each))) for each in several]
         group = stack.enter_context(joined(ranks, device))
-        paper: dict[str, Any] = {
+        paper: Keeping = {
             "state_path": state, "save_every_s": save_every_s, "resume": resume, "group": group,
         }  # fmt: skip
         if _takes_pool(opened, config):
-            trained = train_pool(
-                [one.source() for one in opened], config, device=device, threads=threads,
-                progress=execution.progress, announce=announce, **paper,
-            )  # fmt: skip
+            trained = train_pool(opened, config, execution=fitting, announce=announce, **paper)
         else:
             (one,) = opened
-            trained = train_model(
-                one.reader, one.srf, config,
-                scaling=one.scaling, hr_msi=one.hr_msi, psf_radius_lr_px=one.psf_radius_lr_px,
-                device=device, threads=threads, progress=execution.progress, announce=announce,
-                inputs=one.identities, radiometry=one.radiometry, shift_px=one.shift_px,
-                sharp=one.sharp, shares_extent=one.shares_extent, optical=one.optical, **paper,
-            )  # fmt: skip
+            trained = train_model(one, config, execution=fitting, announce=announce, **paper)
             if config.uncertainty and leads:
-                trained = _calibrated(trained, several[0], one.reader, device, execution)
+                trained = _calibrated(trained, several[0], one.lr_hsi, execution)
     if not leads:
         return trained
     save_checkpoint(trained.checkpoint, output, overwrite=overwrite)
@@ -334,9 +289,9 @@ def check_several(
     return several
 
 
-def _takes_pool(opened: Sequence[_Opened], config: TrainConfig) -> bool:
+def _takes_pool(opened: Sequence[Source], config: TrainConfig) -> bool:
     """Tell whether pixels of several images are pooled, or some of one image's drawn."""
-    meta = opened[0].reader.meta
+    meta = opened[0].lr_hsi.meta
     most = config.max_pixels or meta.rows * meta.cols
     return len(opened) > 1 or meta.rows * meta.cols > most
 
@@ -365,7 +320,6 @@ def _calibrated(
     trained: Trained,
     inputs: TrainInputs,
     lr_hsi: CubeReader,
-    device: torch.device,
     execution: Execution,
 ) -> Trained:
     """Return what was trained with a calibration of its uncertainty."""
@@ -386,8 +340,8 @@ def _calibrated(
         if pair.psf_role == "nothing":
             warn_of_assumed_psf()
         found = calibrate(
-            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf, device=device,
-            threads=execution.threads, progress=execution.progress,
+            trained.checkpoint, lr_hsi, pair.hr_msi, pair.observation, pair.psf,
+            execution=execution,
         )  # fmt: skip
     checkpoint = dataclasses.replace(trained.checkpoint, calibration=found)
     return dataclasses.replace(trained, checkpoint=checkpoint)
@@ -395,15 +349,16 @@ def _calibrated(
 
 def plan_train(inputs: TrainInputs | Sequence[TrainInputs], config: TrainConfig) -> TrainingPlan:
     """Return what `train` would fit."""
+    from spectralift_cli.core.lrpixels import check_units, load_pairs
     from spectralift_cli.core.pooltraining import open_pool
-    from spectralift_cli.core.training import check_units, load_pairs, plan_training
+    from spectralift_cli.core.training import plan_training
 
     with contextlib.ExitStack() as stack:
         several = check_several(inputs, config)
-        opened = [stack.enter_context(_open_training(each)) for each in several]
+        opened = [stack.enter_context(closing(_open_training(each))) for each in several]
         if _takes_pool(opened, config):
-            return open_pool([one.source() for one in opened], config)[1]
+            return open_pool(opened, config)[1]
         (one,) = opened
-        data = load_pairs(one.reader, one.srf, scaling=one.scaling)
+        data = load_pairs(one.lr_hsi, one.srf, scaling=one.scaling)
         check_units(data, one.srf, one.sharp, one.radiometry)
         return plan_training(data, config, one.sharp)

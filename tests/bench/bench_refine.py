@@ -54,6 +54,7 @@ def refined(
     from spectralift_cli.core.pairs import scene_placement
     from spectralift_cli.core.refinement.optics import Optical
     from spectralift_cli.core.refinement.refine import refine
+    from spectralift_cli.core.refinement.relation import Images, Relation
     from spectralift_cli.core.scene import open_scene
     from spectralift_cli.core.sensors.srf import read_srf
 
@@ -71,7 +72,7 @@ def refined(
             placement = dataclasses.replace(placement, origin_px=(2.0, 2.0))
         started = time.perf_counter()
         result = refine(
-            cube, lr, msi, srf, placement, out, RefineConfig(), optical=Optical(psf),
+            Images(cube, lr, msi, Relation(srf, placement, Optical(psf))), out, RefineConfig(),
             overwrite=True,
         )  # fmt: skip
         seconds = time.perf_counter() - started

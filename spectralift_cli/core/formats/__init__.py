@@ -29,6 +29,7 @@ __all__ = [
     "CreationOption",
     "Format",
     "OpenRequest",
+    "check_creation",
     "check_creation_options",
     "check_shares_rows",
     "create_cube",
@@ -169,18 +170,7 @@ def create_cube(
         OutputExistsError: it exists and `overwrite` is false.
     """
     path = Path(path)
-    row = find_format(path)
-    if row is None or not row.creator:
-        raise DataError(
-            f"{path}: the ending does not name a format that can be written",
-            f"use one of {writable_suffixes()}",
-        )
-    if meta.dtype.name not in row.dtypes:
-        raise DataError(
-            f"{path}: {row.name} cannot hold {meta.dtype.name} values",
-            f"choose --dtype from {', '.join(row.dtypes)}",
-        )
-    checked = check_creation_options(row, options or {})
+    row, checked = check_creation(path, meta.dtype.name, options)
     lost = [name for name in _fields_present(meta) if name not in row.holds]
     if lost:
         warnings.warn(
@@ -197,6 +187,29 @@ def create_cube(
             f"{path}: cannot be written ({error.strerror or error})",
             "free some room or choose another folder",
         ) from error
+
+
+def check_creation(
+    path: Path, dtype: str, options: Mapping[str, str] | None = None
+) -> tuple[Format, dict[str, str]]:
+    """Return the format of a cube to be written, and its creation options as its creator takes them.
+
+    Raises:
+        DataError: the ending names no format that can be written, or one that cannot hold the type.
+        OptionError: a creation option that the format does not have, or not with that value.
+    """
+    row = find_format(path)
+    if row is None or not row.creator:
+        raise DataError(
+            f"{path}: the ending does not name a format that can be written",
+            f"use one of {writable_suffixes()}",
+        )
+    if dtype not in row.dtypes:
+        raise DataError(
+            f"{path}: {row.name} cannot hold {dtype} values",
+            f"choose --dtype from {', '.join(row.dtypes)}",
+        )
+    return row, check_creation_options(row, options or {})
 
 
 def check_shares_rows(path: Path) -> None:

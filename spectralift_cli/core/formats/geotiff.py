@@ -21,7 +21,13 @@ from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import OpenRequest
 from spectralift_cli.core.formats.arrays import cube_axes
-from spectralift_cli.core.formats.gdalio import PlaneReader, gdal_env, gdal_errors, open_dataset
+from spectralift_cli.core.formats.gdalio import (
+    CACHE_BYTES,
+    PlaneReader,
+    gdal_env,
+    gdal_errors,
+    open_dataset,
+)
 from spectralift_cli.core.formats.msi_products import msi_fields
 from spectralift_cli.core.formats.tiffpages import Page, TiffDirectories
 from spectralift_cli.core.formats.tiffstack import StackReader, band_texts, check_no_hidden_pages
@@ -61,6 +67,7 @@ class GeoTiffReader(PlaneReader):
     ) -> None:
         super().__init__(path, meta, layout, axes, block)
         self._dataset = dataset
+        self.held_bytes = min(CACHE_BYTES, meta.nbytes)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -19,20 +19,20 @@ import torch
 
 from spectralift_cli import __version__
 from spectralift_cli.core import pairs
-from spectralift_cli.core.config import InferConfig, to_json
+from spectralift_cli.core.config import InferConfig
 from spectralift_cli.core.cube import AnyArray
 from spectralift_cli.core.cubeio import CubeReader, CubeWriter, SelectedReader, row_blocks
-from spectralift_cli.core.devices import resolve_device
 from spectralift_cli.core.engine import Compute, Counts, WriteBehind
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import create_cube, open_cube
 from spectralift_cli.core.formats.arrays import meta_to_json
-from spectralift_cli.core.given import Reading, Storage
+from spectralift_cli.core.given import ON_PROCESSOR, Execution, Reading, Storage
 from spectralift_cli.core.grids import check_on_map
 from spectralift_cli.core.inference import Inference, prepare
 from spectralift_cli.core.jobs.folder import Job, Receipt
 from spectralift_cli.core.jobs.plan import BlockGrid
 from spectralift_cli.core.msi_bands import without_dropped
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.resources import available_cpus
 from spectralift_cli.core.stages import open_model
 
@@ -55,10 +55,8 @@ class InferTask:
         batch_size: pixels of a chunk, or None.
         reading: how to read the HR-MSI.
         overwrite: replace an existing output.
-        device: where to compute.
-        threads: of one process, or None for all it may use.
+        execution: device, and threads and memory of one process; its progress is not called.
         estimate: file of an estimate whose radiometry and shift replace the model's, or None.
-        memory_bytes: the most that a process may ever hold; see `infer`.
     """
 
     model: Path
@@ -69,10 +67,8 @@ class InferTask:
     batch_size: int | None = None
     reading: Reading = field(default_factory=Reading)
     overwrite: bool = False
-    device: str = "cpu"
-    threads: int | None = None
+    execution: Execution = ON_PROCESSOR
     estimate: Path | None = None
-    memory_bytes: int | None = None
 
     def open(self, *, checks_levels: bool = True) -> Inference:
         """Open the model and the MSI; the caller closes the latter."""
@@ -83,10 +79,8 @@ class InferTask:
             check_on_map(reader)
             return prepare(
                 checkpoint, without_dropped(reader, checkpoint.srf), self.config,
-                dtype=self.stored.dtype, scale=self.stored.scale, offset=self.stored.offset,
-                nodata=self.stored.nodata, batch_size=self.batch_size,
-                device=resolve_device(self.device), threads=self.threads,
-                memory_bytes=self.memory_bytes, checks_levels=checks_levels,
+                stored=self.stored, batch_size=self.batch_size,
+                execution=self.execution, checks_levels=checks_levels,
             )  # fmt: skip
         except BaseException:
             reader.close()

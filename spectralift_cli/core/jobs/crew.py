@@ -177,6 +177,8 @@ class Crew:
         """Hand out nothing more and let the processes leave the job."""
         self._halt()
         for member in self._members.values():
+            if member.never_asked:  # it has nothing, and may be importing for some time yet
+                member.kill()
             member.connection.close()  # one that waits for a block ends by itself
 
     def _halt(self) -> None:

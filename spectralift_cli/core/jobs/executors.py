@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import secrets
 import threading
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.jobs.crew import Assignment, Blocks, Crew, failure_of, raise_failure
+from spectralift_cli.core.resources import available_cpus, available_memory_bytes
 
 if TYPE_CHECKING:
     from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 Done = Callable[[int], None]
 _CONNECT_S = 15
+_SCHEDULER_FILE_BYTES = 2**20  # a document of a few hundred, and as much again for each worker
 _POLL_S = 1.0
+_PROCESS_BYTES = 250 * 10**6  # of Python and PyTorch, as examples/scale.md says
 _WINDOW_PER_THREAD = 2  # some blocks are computed while the next ones are on their way
 _BLOCKS_PER_TASK = 4  # so that one is computed while the last is brought to the disk
 _TASKS_PER_THREAD = 4  # at least, so that no thread is idle for long in the end
@@ -100,7 +104,8 @@ class LocalProcesses(_Hired):
         """Return the task with this process's share of the threads."""
         from spectralift_cli.core.devices import check_threads
 
-        return replace(task, threads=max(1, check_threads(task.threads) // self._count))
+        share = max(1, check_threads(task.execution.threads) // self._count)
+        return replace(task, execution=replace(task.execution, threads=share))
 
     def run(self, worker: BlockWorker, blocks: Sequence[int], done: Done) -> None:
         """Ensure every block; see `Executor`."""
@@ -111,6 +116,13 @@ class LocalProcesses(_Hired):
         self._crew.end()
 
     def __enter__(self) -> Self:
+        needed, there = self._count * _PROCESS_BYTES, available_memory_bytes()
+        if self._count > 1 and needed > there:
+            raise DataError(
+                f"{self._count} workers take {needed / 1e6:,.0f} MB of memory at least, Python and "
+                f"PyTorch alone; {there / 1e6:,.0f} MB are free",
+                f"give fewer --workers: this machine has {available_cpus()} processors",
+            )
         self._crew.start()
         return self
 
@@ -154,21 +166,18 @@ class DaskCluster(_Hired):
         """Connect, and let every worker import what it will need."""
         try:
             distributed = _import_distributed()
-            file = None if self._file is None else str(self._file)
-            if file is not None and not Path(file).is_file():
-                raise DataError(
-                    f"{file}: no such file", "dask scheduler --scheduler-file writes it"
-                )
+            address = self._address if self._file is None else address_in(self._file)
             try:
-                self._client = distributed.Client(
-                    self._address, scheduler_file=file, timeout=_CONNECT_S, set_as_default=False
-                )
+                self._client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
                 for name in self._client.nthreads():
                     distributed.fire_and_forget(
                         self._client.submit(prepare, workers=[name], pure=False)
                     )
             except (OSError, ValueError, TimeoutError) as error:
-                raise self._lost() from error
+                raise DataError(
+                    f"{address}: no Dask scheduler answers there",
+                    "start one (dask scheduler), or check the address",
+                ) from error
         except BaseException as failure:  # raised by `run`
             self._failure = failure
 
@@ -243,6 +252,27 @@ class DaskCluster(_Hired):
             if self._client is not None:
                 with contextlib.suppress(OSError, TimeoutError):
                     self._client.close(timeout=1)
+
+
+def address_in(file: Path) -> str:
+    """Return the address in the file of a Dask scheduler.
+
+    Raises:
+        DataError: there is no such file, or it names no scheduler.
+    """
+    hint = "dask scheduler --scheduler-file writes it"
+    if not file.is_file():
+        raise DataError(f"{file}: no such file", hint)
+    try:
+        with file.open("rb") as opened:
+            address = json.loads(opened.read(_SCHEDULER_FILE_BYTES))["address"]
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})", hint) from error
+    except (ValueError, RecursionError, TypeError, LookupError):
+        address = None
+    if not isinstance(address, str):
+        raise DataError(f"{file}: is not the file of a Dask scheduler, it holds no address", hint)
+    return address
 
 
 def tasks_of(blocks: Sequence[int], threads: int) -> list[Sequence[int]]:
@@ -329,9 +359,10 @@ def ensure_on_cluster(
     torch.set_num_threads(1)  # for good: a thread that set it back would disturb the others
     if not hasattr(_ON_CLUSTER, "held"):
         _ON_CLUSTER.held = _Held()
+    execution = replace(task.execution, threads=task.execution.threads or 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SpectraliftWarning)
         found: dict[str, Any] = _ON_CLUSTER.held.ensure(
-            replace(task, threads=task.threads or 1), folder, job_id, blocks
+            replace(task, execution=execution), folder, job_id, blocks
         )
     return found

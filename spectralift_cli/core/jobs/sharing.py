@@ -18,9 +18,8 @@ from spectralift_cli.core.jobs.executors import DaskCluster, Executor, LocalProc
 from spectralift_cli.core.jobs.plan import Shard
 
 if TYPE_CHECKING:
-    from spectralift_cli.core.inference import Inference, InferResult
+    from spectralift_cli.core.inference import InferResult
     from spectralift_cli.core.jobs.blocks import BlockWorker, InferTask
-    from spectralift_cli.core.jobs.folder import Job
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ def infer_shared(
         with sharing.executor() as own:
             return infer_shared(task, sharing, executor=own, progress=progress)
     from spectralift_cli.core.engine import Counts
+    from spectralift_cli.core.jobs.blocks import BlockWorker
     from spectralift_cli.core.jobs.folder import Job, job_path, refuse_unfinished
 
     given, task = task, executor.adapted(_absolute(task))
@@ -115,28 +115,22 @@ def infer_shared(
     with contextlib.closing(task.open()) as inference:
         plan = task.plan(inference)
         job = Job.join(task.output, plan, must_be_new=not joins, overwrite=task.overwrite)
-        with job, _worker(task, job, inference) as worker:
-            blocks = range(worker.grid.count)
-            ensured = _ensure(worker, sharing, executor, progress)
-            receipts = [job.receipt(block) for block in blocks]
-            complete = [receipt for receipt in receipts if receipt is not None]
-            result = None
-            if len(complete) == len(blocks):
-                names = [path.name for path in _finish(worker, ensured)]
-                files = tuple(given.output.with_name(name) for name in names)
-                counts = sum((receipt.counts for receipt in complete), Counts())
-                result = inference.result(given.output, files, counts)
+        try:
+            with job, BlockWorker(task, job, inference) as worker:
+                blocks = range(worker.grid.count)
+                ensured = _ensure(worker, sharing, executor, progress)
+                receipts = [job.receipt(block) for block in blocks]
+                complete = [receipt for receipt in receipts if receipt is not None]
+                result = None
+                if len(complete) == len(blocks):
+                    names = [path.name for path in _finish(worker, ensured)]
+                    files = tuple(given.output.with_name(name) for name in names)
+                    counts = sum((receipt.counts for receipt in complete), Counts())
+                    result = inference.result(given.output, files, counts)
+        except BaseException:
+            job.remove_if_new()
+            raise
     return SharedResult(result, job_path(given.output), len(complete), len(blocks))
-
-
-def _worker(task: InferTask, job: Job, inference: Inference) -> BlockWorker:
-    from spectralift_cli.core.jobs.blocks import BlockWorker
-
-    try:
-        return BlockWorker(task, job, inference)
-    except BaseException:
-        job.remove_if_new()
-        raise
 
 
 def _ensure(
@@ -193,6 +187,6 @@ def _absolute(task: InferTask) -> InferTask:
         image=task.image.absolute(),
         output=task.output.absolute(),
         estimate=task.estimate and task.estimate.absolute(),
-        device=str(resolve_device(task.device)),
+        execution=replace(task.execution, device=str(resolve_device(task.execution.device))),
         reading=replace(task.reading, wavelengths=wavelengths and wavelengths.absolute()),
     )

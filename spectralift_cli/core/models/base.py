@@ -58,9 +58,10 @@ class SpectralModel(nn.Module, ABC):
     def kernel(self, pixels: int, precision: str = "fp32") -> Kernel:
         """Return a function for inference on exactly `pixels` pixels at a time.
 
-        It takes scaled MSI spectra (pixels, `inputs`) float32, with positions if it needs them, on the weights' device and returns
-        (pixels, B) float32 in a buffer of its own, which the next call overwrites and the caller
-        may change. It serves one thread; threads that work at once need one each.
+        It takes scaled MSI spectra (pixels, `inputs`) float32, with positions if it needs them, on
+        the weights' device and returns (pixels, `row_width(B)`) float32, of which the first B columns
+        are the spectra, in a buffer of its own, which the next call overwrites and the caller may
+        change. It serves one thread; threads that work at once need one each.
 
         Args:
             pixels: of a call.
@@ -73,7 +74,7 @@ class SpectralModel(nn.Module, ABC):
         return lambda x: whole(x).mul_(share)
 
     def adding_kernel(self, pixels: int, share: float, precision: str = "fp32") -> Adder:
-        """Return a function (x, total) that adds `share` times the spectra to total (pixels, B).
+        """Return a function (x, total) that adds `share` times the spectra to a kernel's result.
 
         See `kernel`; a model whose last step is a product adds it up there, which saves passes over
         the spectra.
@@ -109,6 +110,22 @@ class SpectralModel(nn.Module, ABC):
         """Take these tensors as weights, without copying them; return the model itself."""
         self.load_state_dict(dict(weights), strict=True, assign=True)
         return self.requires_grad_(False)
+
+
+def row_width(bands: int) -> int:
+    """Return the columns of a kernel's result for B bands: B, or 1 or 3 more where that is odd.
+
+    A product with an odd number of columns takes up to a fifth longer than one with four's multiple.
+    """
+    return bands if bands % 2 == 0 else -(-bands // 4) * 4
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a copy of the weights (..., B) of a last layer with zeros up to a kernel's columns."""
+    bands = tensor.shape[-1]
+    wide = tensor.new_zeros((*tensor.shape[:-1], row_width(bands)))
+    wide[..., :bands] = tensor
+    return wide
 
 
 def build_model(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.models.base import Adder, Kernel, SpectralModel
+from spectralift_cli.core.models.base import Adder, Kernel, SpectralModel, row_width, widened
 
 MAX_SIZE = 8192
 
@@ -70,7 +70,7 @@ class FourierModel(SpectralModel):
         The last two products are in bfloat16 where that is asked for, all before them in float32.
         """
         add = self.adding_kernel(pixels, 1.0, precision)
-        out = torch.empty((pixels, self.hsi_bands), device=self.linear.device)
+        out = torch.empty((pixels, row_width(self.hsi_bands)), device=self.linear.device)
 
         def call(x: Tensor) -> Tensor:
             add(x, out.zero_())
@@ -87,10 +87,10 @@ class FourierModel(SpectralModel):
         device = parts["linear"].device
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         bands, count = self.msi_bands, len(parts["basis"])
-        line = torch.cat([parts["linear"], parts["constant"][None]]) * share
+        line = widened(torch.cat([parts["linear"], parts["constant"][None]]) * share)
         size = math.sqrt(2 / len(parts["phases"]))  # of the waves
         coefficients = (parts["coefficients"] * size).to(dtype)
-        basis = (parts["basis"] * share).to(dtype)
+        basis = widened((parts["basis"] * share).to(dtype))
         whole = torch.cat([basis, line]) if dtype == torch.float32 else line
         z = torch.empty((pixels, bands), device=device)
         f = torch.empty((pixels, len(parts["phases"])), device=device)

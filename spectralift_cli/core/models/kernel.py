@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.models.base import Kernel, SpectralModel
+from spectralift_cli.core.models.base import Kernel, SpectralModel, row_width, widened
 
 MAX_CENTRES = 65_536
 _TABLE = 2**19  # kernel values at a time on a processor
@@ -73,7 +73,9 @@ class KernelModel(SpectralModel):
         """Return an inference function; see `SpectralModel.kernel`. It computes in float32 always."""
         del precision
         parts = {name: p.detach().clone() for name, p in self.named_parameters()}
-        out = torch.empty((pixels, self.hsi_bands), device=parts["linear"].device)
+        for name in ("linear", "constant", "coefficients"):
+            parts[name] = widened(parts[name])
+        out = torch.empty((pixels, row_width(self.hsi_bands)), device=parts["linear"].device)
         # the table of kernel values must fit a processor's cache, or a part of a GPU's memory,
         # whatever the number of centres
         table = _TABLE if out.device.type == "cpu" else 2**26

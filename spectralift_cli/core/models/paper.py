@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, leaky_relu_
 
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.models.base import Kernel, SpectralModel
+from spectralift_cli.core.models.base import Kernel, SpectralModel, row_width, widened
 
 NEGATIVE_SLOPE = 0.3
 HIDDEN_LAYERS = 6
@@ -86,13 +86,14 @@ class _PaperKernel:
         self._biases = [
             layer.bias.detach().to(t, copy=True) for layer, t in zip(layers, types, strict=True)
         ]
+        self._weights[-1], self._biases[-1] = widened(self._weights[-1]), widened(self._biases[-1])
         device = self._weights[0].device
         shape = (pixels, model.hidden_size)
         self._buffers = [torch.empty(shape, dtype=dtype, device=device) for _ in range(3)]
         self._first = (
             self._buffers[0] if dtype == torch.float32 else torch.empty(shape, device=device)
         )
-        self._out = torch.empty((pixels, model.hsi_bands), device=device)
+        self._out = torch.empty((pixels, row_width(model.hsi_bands)), device=device)
         self._last = self._out if dtype == torch.float32 else self._out.to(dtype)
 
     def _layer(self, index: int, x: Tensor, out: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class _PaperKernel:
         self._layer(3, a, c).add_(b)
         self._layer(4, c, a)
         self._layer(5, a, b).add_(c)
-        torch.addmm(self._biases[6], b, self._weights[6], out=self._last)  # (pixels, B)
+        torch.addmm(self._biases[6], b, self._weights[6], out=self._last)  # (pixels, W)
         return self._out if self._last is self._out else self._out.copy_(self._last)
 
 

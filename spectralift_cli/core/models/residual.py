@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from spectralift_cli.core.errors import DataError
-from spectralift_cli.core.models.base import Kernel, SpectralModel
+from spectralift_cli.core.models.base import Kernel, SpectralModel, row_width, widened
 
 MAX_SIZE = 8192
 _MAX_GRID = 2**20
@@ -100,7 +100,7 @@ class ResidualMLP(SpectralModel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return HSI spectra (n, B) of MSI spectra (n, M), with (row, col) behind them if needed."""
-        return self.kernel(len(x))(x)
+        return self.kernel(len(x))(x)[:, : self.hsi_bands]
 
     def kernel(self, pixels: int, precision: str = "fp32") -> Kernel:
         """Return an inference function; see `SpectralModel.kernel`.
@@ -129,10 +129,11 @@ class _ResidualKernel:
         self._m = model.msi_bands
         self._dtype = dtype
         self._low, self._high = own(model.msi_range)
-        self._linear, self._constant = own(model.linear * share), own(model.constant * share)
+        self._linear = widened(own(model.linear * share))
+        self._constant = widened(own(model.constant * share))
         device = self._linear.device
         self._u = torch.empty((pixels, len(self._linear)), device=device)
-        self._sum = torch.empty((pixels, model.hsi_bands), device=device)
+        self._sum = torch.empty((pixels, row_width(model.hsi_bands)), device=device)
         self._prior = _Prior(own(model.scores), pixels) if model.needs_position else None
         self._members = model.members
         if not model.members:
@@ -141,8 +142,8 @@ class _ResidualKernel:
         self._clamp = own(model.low), own(model.high)
         self._weights = [own(w, dtype) for w in model.weights]
         self._biases = [own(b, dtype) for b in model.biases]
-        self._out = own(model.out * share, dtype)
-        self._constant += model.out_bias.detach() * share
+        self._out = widened(own(model.out * share, dtype))
+        self._constant[: model.hsi_bands] += model.out_bias.detach() * share
         width = model.out.shape[1]
         self._z = torch.empty((pixels, self._features.shape[1]), device=device)
         self._y = [torch.empty((pixels, width), dtype=dtype, device=device) for _ in range(2)]
@@ -153,7 +154,7 @@ class _ResidualKernel:
         torch.clamp(x[:, : self._m], self._low, self._high, out=u[:, : self._m])
         if self._prior is not None:
             self._prior(x[:, self._m :], u[:, self._m :])
-        torch.addmm(self._constant, u, self._linear, out=self._sum)  # (pixels, B)
+        torch.addmm(self._constant, u, self._linear, out=self._sum)  # (pixels, W)
         if not self._members:
             return self._sum
         z = torch.addmm(self._shift, u, self._features, out=self._z)

@@ -34,8 +34,8 @@ from spectralift_cli.core.refinement.msi_step import MsiStep
 from spectralift_cli.core.refinement.optics import Optical, Optics
 from spectralift_cli.core.refinement.outcome import Reprojection
 from spectralift_cli.core.refinement.posterior import Gram, Prior
+from spectralift_cli.core.refinement.relation import Relation
 from spectralift_cli.core.refinement.signal import SignalSpace, multiply
-from spectralift_cli.core.sensors.response import Srf
 
 Floats32 = NDArray[np.float32]
 
@@ -50,9 +50,14 @@ class Correction:
     """The steps of a refinement, in the order in which they are called."""
 
     def __init__(
-        self, cube: HeldCube, lr: HeldCube, msi: HeldCube, srf: Srf, placement: Placement,
-        optical: Optical, config: RefineConfig,
-    ) -> None:  # fmt: skip
+        self,
+        cube: HeldCube,
+        lr: HeldCube,
+        msi: HeldCube,
+        relation: Relation,
+        config: RefineConfig,
+    ) -> None:
+        srf, placement, optical = relation.srf, relation.placement, relation.optical
         self.config = config
         self._cube, self._lr, self._msi = cube, lr, msi
         self.sharp: Sharp = look(cube, msi, bands_with_values(lr))

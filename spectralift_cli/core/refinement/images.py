@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
-from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.radiometry import Radiometry
+from spectralift_cli.core.refinement.relation import Images
 from spectralift_cli.core.refinement.weights import HALO_PX, brightness, contrast, weights
 from spectralift_cli.core.sensors.response import Srf
 
@@ -99,14 +99,14 @@ class Sharp:
     msi_rms: FloatArray
 
 
-def check_images(
-    estimate: CubeReader, lr: CubeReader, msi: CubeReader, srf: Srf, placement: Placement
-) -> None:
+def check_images(images: Images) -> None:
     """Refuse images that do not belong together.
 
     Raises:
         DataError: sizes, numbers of bands or grids that differ, or no common ground.
     """
+    estimate, lr, msi = images.estimate, images.lr_hsi, images.hr_msi
+    srf = images.relation.srf
     ours, theirs = estimate.meta, msi.meta
     if (ours.rows, ours.cols) != (theirs.rows, theirs.cols):
         raise DataError(
@@ -138,7 +138,7 @@ def check_images(
             f"{msi.path}: has {theirs.bands} bands, the response has {srf.num_msi_bands}",
             "choose the bands with convert --bands, in the order of the response",
         )
-    if not placement.inside().any():
+    if not images.relation.placement.inside().any():
         raise DataError(
             f"no pixel of the LR-HSI {lr.path} lies wholly in the HR-MSI {msi.path}",
             "give two images of the same ground",

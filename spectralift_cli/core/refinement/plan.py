@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spectralift_cli.core.cube import CubeMeta
-from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.refinement.images import HeldCube, check_images
-from spectralift_cli.core.refinement.optics import Optical
+from spectralift_cli.core.refinement.relation import Images
 from spectralift_cli.core.refinement.signal import MOST_COMPONENTS
 from spectralift_cli.core.resources import default_memory_bytes
-from spectralift_cli.core.sensors.response import Srf
 
 _MOST_BYTES = 2_000_000_000  # that are held where the user does not say
-_UNKNOWN = Optical()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,30 +41,31 @@ def limit_bytes(asked: int | None) -> int:
     return min(default_memory_bytes(), _MOST_BYTES) if asked is None else asked
 
 
-def plan_refinement(
-    estimate: CubeReader, lr_hsi: CubeReader, hr_msi: CubeReader, srf: Srf, placement: Placement,
-    *, optical: Optical = _UNKNOWN, memory_bytes: int | None = None,
-) -> RefinePlan:  # fmt: skip
+def plan_refinement(images: Images, memory_bytes: int | None = None) -> RefinePlan:
     """Return what `refine` would do.
 
     Raises:
         DataError: images that do not fit each other; see `check_images`.
     """
-    check_images(estimate, lr_hsi, hr_msi, srf, placement)
+    check_images(images)
+    estimate, placement = images.estimate, images.relation.placement
     limit = limit_bytes(memory_bytes)
-    images = [
-        HeldCube(estimate, limit // 4), HeldCube(lr_hsi, limit // 8), HeldCube(hr_msi, limit // 8)
-    ]  # fmt: skip
+    held = [
+        HeldCube(estimate, limit // 4),
+        HeldCube(images.lr_hsi, limit // 8),
+        HeldCube(images.hr_msi, limit // 8),
+    ]
     (height, width), (h, w) = placement.hr_shape, placement.lr_shape
-    kernel = 4 * max(placement.scale) if optical.psf is None else len(optical.psf)
+    psf = images.relation.optical.psf
+    kernel = 4 * max(placement.scale) if psf is None else len(psf)
     reach = [2 * (kernel / scale + 1) + 1 for scale in placement.scale]
-    block = images[0].block_rows * width * estimate.meta.bands * 4
+    block = held[0].block_rows * width * estimate.meta.bands * 4
     needed = (
-        sum(image.held_bytes for image in images)
+        sum(image.held_bytes for image in held)
         + 4 * block
         + height * width * 16  # weights, brightness, contrast and masks
         + h * w * MOST_COMPONENTS * 4 * 10  # conjugate gradients
         + int(h * w * min(h * w, reach[0] * reach[1]) * 8 * 3)  # the Gram matrix and its parts
     )
-    shape = None if optical.psf is None else (len(optical.psf), len(optical.psf))
-    return RefinePlan(estimate.meta, placement, shape, needed, bool(images[0].held_bytes))
+    shape = None if psf is None else (len(psf), len(psf))
+    return RefinePlan(estimate.meta, placement, shape, needed, bool(held[0].held_bytes))

@@ -4,75 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from spectralift_cli.core.config import RefineConfig, to_json
+from spectralift_cli.core.config import RefineConfig
 from spectralift_cli.core.cube import Progress, no_progress
 from spectralift_cli.core.cubeio import CubeReader
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.formats import create_cube
 from spectralift_cli.core.identity import provenance
-from spectralift_cli.core.placement import Placement
-from spectralift_cli.core.radiometry import Radiometry
+from spectralift_cli.core.optionfields import to_json
 from spectralift_cli.core.refinement.correction import Correction
 from spectralift_cli.core.refinement.images import HeldCube, Sharp, check_images
-from spectralift_cli.core.refinement.optics import Optical
 from spectralift_cli.core.refinement.outcome import RefineResult
 from spectralift_cli.core.refinement.plan import limit_bytes
+from spectralift_cli.core.refinement.relation import Images
 from spectralift_cli.core.refinement.stored import Storing
-from spectralift_cli.core.sensors.response import Srf
 
 _PASSES = 4
-_UNKNOWN = Optical()
 
 
 def refine(
-    estimate: CubeReader,
-    lr_hsi: CubeReader,
-    hr_msi: CubeReader,
-    srf: Srf,
-    placement: Placement,
+    images: Images,
     output: Path,
     config: RefineConfig,
     *,
-    optical: Optical = _UNKNOWN,
-    radiometry: Radiometry | None = None,
     memory_bytes: int | None = None,
     overwrite: bool = False,
     options: Mapping[str, str] | None = None,
-    inputs: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> RefineResult:
     """Write a cube that agrees with both images, with the type, bands and places of the estimate.
 
     Args:
-        estimate: the sharp cube, on the HR-MSI's grid, in the LR-HSI's units.
-        lr_hsi: the blurry hyperspectral image.
-        hr_msi: the sharp multispectral image, in the same units.
-        srf: the response between them.
-        placement: of the LR grid on the HR grid.
+        images: the estimate, the LR-HSI and the HR-MSI, with what relates them.
         output: where; the ending chooses the format.
         config: how.
-        optical: the blur, as far as it is known.
-        radiometry: what brings the HR-MSI into the LR-HSI's, where they differ.
         memory_bytes: the most to take; None for half of what is free, 2 GB at most. Changes no
             byte.
         overwrite: replace an existing output.
         options: creation options of the format.
-        inputs: identities of the inputs, for the provenance.
         progress: called as progress(rows done, rows of all passes).
 
     Raises:
         DataError: images that do not fit each other or hold no values; see `check_images`.
         OutputExistsError: the output exists and `overwrite` is false.
     """
-    check_images(estimate, lr_hsi, hr_msi, srf, placement)
+    check_images(images)
+    estimate = images.estimate
     limit = limit_bytes(memory_bytes)
     rows = estimate.meta.rows
     done = _Count(progress, _PASSES * rows)
     meta = estimate.meta.replace(
         provenance=provenance(
-            "refine", {**to_json(config), **estimate.choices}, inputs or {},
+            "refine", {**to_json(config), **estimate.choices}, images.identities(),
             earlier=estimate.meta.provenance,
         )
     )  # fmt: skip
@@ -81,8 +64,9 @@ def refine(
         create_cube(output, meta, options=options, overwrite=overwrite) as writer,
     ):
         cube = HeldCube(estimate, limit // 4)
-        msi = HeldCube(hr_msi, limit // 8, radiometry)
-        work = Correction(cube, HeldCube(lr_hsi, limit // 8), msi, srf, placement, optical, config)
+        lr = HeldCube(images.lr_hsi, limit // 8)
+        msi = HeldCube(images.hr_msi, limit // 8, images.relation.radiometry)
+        work = Correction(cube, lr, msi, images.relation, config)
         done.total += rows if work.doubtful else 0
         done.add(rows)
         work.look_at_lr(done.add)

@@ -19,15 +19,10 @@ from typing import Any, TypeVar
 from spectralift_cli.core.config import (
     InferConfig,
     MetricsConfig,
-    Option,
     RefineConfig,
     ReportConfig,
     SynthConfig,
     TrainConfig,
-    canonical,
-    check,
-    from_json,
-    options_of,
 )
 from spectralift_cli.core.cube import STORED_DTYPES
 from spectralift_cli.core.errors import DataError
@@ -37,6 +32,7 @@ from spectralift_cli.core.formats import (
     find_format,
     writable_suffixes,
 )
+from spectralift_cli.core.optionfields import Option, canonical, check, from_json, options_of
 
 SCHEMA = "spectralift.run/1"
 _MODES = ("standard", "published")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectralift_cli.core.config import SynthConfig, TrainConfig, check, options_of
+from spectralift_cli.core.config import SynthConfig, TrainConfig
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import find_format
+from spectralift_cli.core.optionfields import check, options_of
 from spectralift_cli.core.runs.blocks import build, key, plain, unknown_key
 
 # value of output_file_type -> ending and creation options

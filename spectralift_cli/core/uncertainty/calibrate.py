@@ -8,24 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from spectralift_cli.core.auto import fit_auto
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.coarse import Subspace, product
 from spectralift_cli.core.config import TrainConfig
-from spectralift_cli.core.cube import BoolArray, FloatArray, Progress, no_progress
+from spectralift_cli.core.cube import BoolArray, FloatArray
 from spectralift_cli.core.cubeio import CubeReader
-from spectralift_cli.core.devices import one_thread_each
+from spectralift_cli.core.devices import one_thread_each, resolve_device
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.fitting import fit
+from spectralift_cli.core.given import ON_PROCESSOR, Execution
 from spectralift_cli.core.holdout import block_splits, inner_pixels
 from spectralift_cli.core.inference import predict
+from spectralift_cli.core.lrpixels import load_pairs
 from spectralift_cli.core.models.base import SpectralModel, build_model
 from spectralift_cli.core.observation import Observation
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
-from spectralift_cli.core.training import load_pairs
 from spectralift_cli.core.uncertainty.calibration import (
     Calibration,
     ErrorModel,
@@ -76,11 +76,9 @@ class _Image:
 class _Fitter:
     """Fits models to parts of an image as the training did, and applies them."""
 
-    def __init__(
-        self, config: TrainConfig, srf: FloatArray, device: torch.device | None, threads: int | None
-    ) -> None:
+    def __init__(self, config: TrainConfig, srf: FloatArray, execution: Execution) -> None:
         self.config, self.srf = config, srf
-        self._device, self._threads = device, threads
+        self._device, self._threads = resolve_device(execution.device), execution.threads
 
     def fit(self, image: _Image) -> SpectralModel:
         config = self.config
@@ -112,9 +110,7 @@ def calibrate(
     observation: Observation,
     psf: str,
     *,
-    device: torch.device | None = None,
-    threads: int | None = None,
-    progress: Progress = no_progress,
+    execution: Execution = ON_PROCESSOR,
 ) -> Calibration:
     """Return how wrong a model is to be expected.
 
@@ -137,9 +133,7 @@ def calibrate(
         hr_msi: of which errors are to be expected.
         observation: how the LR-HSI's instrument sees the HR grid.
         psf: where the PSF comes from, in words.
-        device: where to fit; None for the processor.
-        threads: at most; None for all this process may use. Changes no byte.
-        progress: called with fits done and in all.
+        execution: device and threads; its progress is called with fits done and in all.
 
     Raises:
         DataError: too few LR pixels, or an MSI without a value.
@@ -150,9 +144,8 @@ def calibrate(
     ratio = math.sqrt(math.prod(observation.placement.scale))
     factor, optics = _step(image, observation, ratio)
     coarse, fine = _coarser(image, optics, data.weights)
-    spectra = SharpSpectra(
-        checkpoint, place_model(checkpoint, hr_msi.meta, hr_msi.path), device, threads
-    )
+    placement = place_model(checkpoint, hr_msi.meta, hr_msi.path)
+    spectra = SharpSpectra(checkpoint, placement, execution)
     sharp = sample(hr_msi, spectra)
     if not len(sharp[0]):
         raise DataError(
@@ -160,9 +153,9 @@ def calibrate(
             "give the image that is to be sharpened",
         )
     clean = noise_free(image.y)
-    fitter = _Fitter(config, data.weights, device, threads)
+    fitter = _Fitter(config, data.weights, execution)
     splits = _splits(image)
-    progress(0, len(splits) + 1)
+    execution.progress(0, len(splits) + 1)
 
     held: list[Judged] = []
     distances: list[FloatArray] = []
@@ -173,9 +166,9 @@ def calibrate(
         distances.append(Reference.of(known.x, known.y).distance(asked.x))
         if image.x.shape[1] > 1:
             left.append(left_out(known.x, asked.x))
-        progress(len(held), len(splits) + 1)
+        execution.progress(len(held), len(splits) + 1)
     finer = _judge(fitter, coarse, fine, clean[image.rows_of(_within(image, fine))])
-    progress(len(splits) + 1, len(splits) + 1)
+    execution.progress(len(splits) + 1, len(splits) + 1)
 
     model, departures = ErrorModel.fit(held, [finer])
     reference = Reference.of(image.x, image.y)

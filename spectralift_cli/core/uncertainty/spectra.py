@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from spectralift_cli.core.checkpoint import Checkpoint
 from spectralift_cli.core.cube import AnyArray
 from spectralift_cli.core.cubeio import CubeReader
+from spectralift_cli.core.devices import resolve_device
+from spectralift_cli.core.given import Execution
 from spectralift_cli.core.inference import predict
 from spectralift_cli.core.placement import Placement
 from spectralift_cli.core.uncertainty.reference import FloatPixels
@@ -26,20 +27,15 @@ class SharpSpectra:
     Args:
         checkpoint: the model.
         placement: of its LR-HSI on the MSI's grid; None where the model needs no position.
-        device: where the network computes; None for the processor.
-        threads: at most; None for all this process may use.
+        execution: device and threads of the network.
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        placement: Placement | None,
-        device: torch.device | None,
-        threads: int | None,
+        self, checkpoint: Checkpoint, placement: Placement | None, execution: Execution
     ) -> None:
         self._checkpoint = checkpoint
         self._model = checkpoint.model()
-        self._device, self._threads = device, threads
+        self._device, self._threads = resolve_device(execution.device), execution.threads
         self._at: tuple[AnyArray, AnyArray] | None = None
         if self._model.needs_position and placement is not None:
             rows, cols = placement.lr_positions()

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from spectralift_cli.core.checkpoint import Checkpoint
-from spectralift_cli.core.cube import AnyArray, CubeMeta, Progress, no_progress
+from spectralift_cli.core.cube import AnyArray, CubeMeta
 from spectralift_cli.core.cubeio import CubeReader, row_blocks
 from spectralift_cli.core.devices import one_thread_each
 from spectralift_cli.core.errors import DataError, SpectraliftWarning
 from spectralift_cli.core.formats import create_cube
+from spectralift_cli.core.given import ON_PROCESSOR, Execution
 from spectralift_cli.core.identity import identity, provenance
 from spectralift_cli.core.pairs import place_model
 from spectralift_cli.core.placement import Placement
@@ -74,10 +74,8 @@ def write_uncertainty(
     output: Path,
     *,
     source: object = "the model",
-    device: torch.device | None = None,
-    threads: int | None = None,
+    execution: Execution = ON_PROCESSOR,
     overwrite: bool = False,
-    progress: Progress = no_progress,
 ) -> UncertaintyResult:
     """Write how wrong each pixel of a sharp cube is to be expected.
 
@@ -91,10 +89,8 @@ def write_uncertainty(
         hr_msi: the MSI, in the units of the LR-HSI and with the response's bands.
         output: where; the ending chooses the format.
         source: the checkpoint's file, for messages.
-        device: where the network computes; None for the processor.
-        threads: at most; None for all this process may use. Changes no byte.
+        execution: device and threads; its progress is called as progress(rows done, rows).
         overwrite: replace an existing output.
-        progress: called as progress(rows done, rows).
 
     Raises:
         DataError: the checkpoint holds no calibration, or the MSI does not fit the model.
@@ -113,7 +109,7 @@ def write_uncertainty(
             earlier=checkpoint.provenance,
         ),
     )  # fmt: skip
-    work = _Pixels(checkpoint, calibration, placement, device, threads)
+    work = _Pixels(checkpoint, calibration, placement, execution)
     flagged, pixels, total = 0, 0, 0.0
     with create_cube(output, meta, overwrite=overwrite) as writer, one_thread_each():
         for rows in row_blocks(msi.rows, max(1, _BLOCK_PIXELS // msi.cols)):
@@ -123,7 +119,7 @@ def write_uncertainty(
             pixels += int(valid.sum())
             flagged += int((out[:, :, 3] == 1).sum())
             total += float(out[:, :, 0].sum(where=valid, dtype=np.float64))
-            progress(rows.stop, msi.rows)
+            execution.progress(rows.stop, msi.rows)
         files = writer.commit()
     return UncertaintyResult(files, flagged, pixels, total / pixels if pixels else math.nan)
 
@@ -148,10 +144,13 @@ class _Pixels:
     """Rows of MSI units to rows of the four bands."""
 
     def __init__(
-        self, checkpoint: Checkpoint, calibration: Calibration, placement: Placement | None,
-        device: torch.device | None, threads: int | None,
-    ) -> None:  # fmt: skip
-        self._spectra = SharpSpectra(checkpoint, placement, device, threads)
+        self,
+        checkpoint: Checkpoint,
+        calibration: Calibration,
+        placement: Placement | None,
+        execution: Execution,
+    ) -> None:
+        self._spectra = SharpSpectra(checkpoint, placement, execution)
         self._scaling, self._calibration = checkpoint.scaling, calibration
         self._srf = weights_over(checkpoint.srf, checkpoint.used_bands)
 
