@@ -77,7 +77,10 @@ def _evenly(span: slice, most: int) -> NDArray[np.intp]:
     """Return up to so many indices in the middle of equal parts of a span."""
     count = span.stop - span.start
     parts = min(count, most)
-    return (span.start + (np.arange(parts) + 0.5) * count / max(parts, 1)).astype(np.intp)
+    found: NDArray[np.intp] = span.start + (
+        (np.arange(parts) + 0.5) * count / max(parts, 1)
+    ).astype(np.intp)
+    return found
 
 
 def check_levels(
