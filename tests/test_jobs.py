@@ -404,7 +404,7 @@ def test_workers_that_the_memory_cannot_hold_are_not_started(
     task: InferTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executors, "available_memory_bytes", lambda: 700 * 10**6)
-    with pytest.raises(DataError, match=r"3 workers take 750 MB .* 700 MB are free"):
+    with pytest.raises(DataError, match=r"3 workers take 900 MB .* 700 MB are free"):
         infer_shared(task, Sharing(workers=3))
     assert not job_path(task.output).exists()
 

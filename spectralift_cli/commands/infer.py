@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,6 +153,7 @@ def infer(
 
         # who helps is started now and imports PyTorch while this process does
         with (
+            _telling_of_resume(console, output),
             sharing.executor() as executor,
             console.progress(f"infer {image.name}") as progress,
         ):
@@ -242,6 +244,20 @@ def infer(
             overwrite=overwrite, estimate=estimate, uncertainty_file=uncertainty,
         )  # fmt: skip
     return _made(console, result)
+
+
+@contextlib.contextmanager
+def _telling_of_resume(console: Console, output: Path) -> Iterator[None]:
+    """Say how an interrupted job goes on, if it kept anything."""
+    try:
+        yield
+    except BaseException as stop:
+        from spectralift_cli.core.jobs.folder import job_path
+
+        # an interrupt or SIGTERM; errors have hints of their own
+        if not isinstance(stop, Exception) and job_path(output).is_dir():
+            console.say(f"{job_path(output)} keeps what is done: --resume continues it")
+        raise
 
 
 def _made(console: Console, result: InferResult) -> Result:
