@@ -24,7 +24,7 @@ from spectralift_cli.core.jobs.plan import BlockGrid
 from tests.bench.bench_inference import write_inputs
 from tests.bench.harness import scratch
 
-SIDES = (1024, 2048)
+SIDES = (2048, 4096)  # both of the size that is written past the page cache
 PIXELS = (10**9, 10**10, 10**11)
 BANDS_IN, BANDS_OUT = 4, 100
 CLUSTER_THREADS = 64
