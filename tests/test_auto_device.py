@@ -45,15 +45,17 @@ def test_a_fit_keeps_every_tensor_on_its_device() -> None:
         ("residual-mlp", SMALL),
         ("kernel", {"centres": 7}),
         ("prior-mlp", {"components": 3, "grid": [4, 5], "features": 7, **SMALL}),
+        ("physics", {"waves": 5, "components": 3}),
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("bands", "columns"), [(6, 6), (7, 8), (5, 8)])
 def test_inference_keeps_every_tensor_on_its_device(
-    name: str, config: dict[str, object], precision: str
+    name: str, config: dict[str, object], precision: str, bands: int, columns: int
 ) -> None:
-    model = build_model(name, 2, 6, config)  # on the meta device
+    model = build_model(name, 2, bands, config)  # on the meta device
     out = model.kernel(9, precision)(torch.empty((9, model.inputs), device="meta"))
-    assert (out.shape, out.dtype, out.device.type) == ((9, 6), torch.float32, "meta")
+    assert (out.shape, out.dtype, out.device.type) == ((9, columns), torch.float32, "meta")
 
 
 def test_the_device_of_the_command_reaches_every_fit(

@@ -10,13 +10,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralift_cli.core.formats import rawio
+from spectralift_cli.core.cube import Cube
+from spectralift_cli.core.formats import create_cube, rawio
 from spectralift_cli.core.formats.rawio import PAGE, RowFile
 
 SIZE = 40 * PAGE + 123
@@ -108,13 +110,13 @@ def test_a_file_system_that_refuses_direct_writes(
     file = RowFile(tmp_path / "file", SIZE)
     fd, real = file._direct_fd, os.pwrite
 
-    def pwrite(to: int, data: object, offset: int) -> int:
+    def pwrite(to: int, data: Any, offset: int) -> int:
         if to == fd and len(direct) == fails_after:
             raise OSError(errno.EINVAL, "Invalid argument")
         if to == fd:
             direct.append(offset)
-            return real(to, memoryview(data)[:-5], offset)  # type: ignore[arg-type]  # cut short, too
-        return real(to, data, offset)  # type: ignore[arg-type]
+            return real(to, memoryview(data)[:-5], offset)  # cut short, too
+        return real(to, data, offset)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     values = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
@@ -173,3 +175,17 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         file.write(np.zeros(SIZE, np.uint8), 0)
     file.close()
     file.close()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.img", "x.bil"])
+def test_writers_know_where_rows_begin_in_a_page(name: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**31, (40, 301, 3), dtype=np.int32)
+    cube = Cube.of(values)
+    with create_cube(tmp_path / name, cube.meta) as writer:
+        told = [writer.page_offset(row) for row in range(40)]
+        writer.write(slice(0, 40), values)
+        writer.commit()
+    data = (tmp_path / name).read_bytes()
+    rows = [data.find(row.tobytes()) % PAGE for row in values]
+    # with the bands of a row one after the other no order in memory is that of the file
+    assert told == ([0] * 40 if name == "x.bil" else rows)

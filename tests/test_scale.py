@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectralift_cli.core import footprint
+from spectralift_cli.core import engine, footprint
 from spectralift_cli.core.config import InferConfig
 from spectralift_cli.core.cube import AnyArray, Cube
+from spectralift_cli.core.cubeio import row_blocks
 from spectralift_cli.core.errors import DataError
 from spectralift_cli.core.formats import open_cube, write_cube, zarr
 from spectralift_cli.core.inference import infer
@@ -124,3 +125,12 @@ def test_chunks_of_an_image_are_decoded_once_where_memory_allows(
         reader.block_rows = 7
         infer(make_checkpoint(5, 3), reader, tmp_path / "out.npy", InferConfig(), batch_size=97)
     assert decoded == expected
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"), [(82, [17, 17, 17, 17, 14]), (80, [20] * 4), (20, [20]), (3, [3])]
+)
+def test_groups_of_chunks_are_even(chunks: int, expected: list[int]) -> None:
+    """Of 82 chunks by 20 the last two would be over before the 20 before them are written."""
+    parts = row_blocks(100 * chunks, engine._even(100 * chunks, 20 * 100, 100))
+    assert [(part.stop - part.start) // 100 for part in parts] == expected
